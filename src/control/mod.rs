@@ -1,0 +1,6 @@
+//! The control plane, on tokio.
+
+pub mod admin;
+pub mod config;
+pub mod metrics;
+pub mod negotiate;

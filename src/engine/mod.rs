@@ -1,0 +1,1 @@
+//! The engine: one thread with one io_uring per journal.
