@@ -1,1 +1,61 @@
 //! Every bound in one place, with the relations between them checked at compile time.
+
+/// The unit of frames, headers and payload alignment, in bytes.
+pub const BLOCK_BYTES: usize = 4096;
+/// Records that fit into one frame's header block.
+pub const MAX_RECORDS_PER_FRAME: usize = 124;
+/// The largest payload of one record, and the unit in which memory is handed out, in bytes.
+pub const CHUNK_BYTES: usize = 128 << 10;
+/// The largest payload of one frame, in bytes.
+pub const MAX_FRAME_PAYLOAD_BYTES: usize = 1 << 20;
+/// Frames that may be under way (not yet stored on both sides) at once. It bounds by how many frames two sides that crashed can differ.
+pub const MAX_FRAMES_IN_FLIGHT: usize = 16;
+/// The last frame boundaries that a destination names when a source connects.
+pub const MAX_BOUNDARIES: usize = 64;
+/// Volumes of one source.
+pub const MAX_VOLUMES: usize = 32;
+/// Longest name of a source or a volume, in bytes.
+pub const MAX_NAME_BYTES: usize = 64;
+/// Smallest half of a journal, in bytes.
+pub const MIN_HALF_BYTES: u64 = 8 << 20;
+/// Largest half of a journal, in bytes.
+pub const MAX_HALF_BYTES: u64 = 32 << 30;
+/// Where the first half starts in a journal, in bytes: room for the superblock's copies and to spare.
+pub const JOURNAL_DATA_OFFSET: u64 = 64 << 10;
+/// Largest payload of an NBD request, in bytes.
+pub const MAX_REQUEST_BYTES: usize = 32 << 20;
+/// Bytes of written payload that may wait for room in the journal before clients' sockets are left unread.
+pub const MAX_WAITING_BYTES: usize = 16 << 20;
+/// Records that may wait for room in the journal before clients' sockets are left unread.
+pub const MAX_WAITING_RECORDS: usize = 8192;
+/// Memory for replies to reads, in bytes.
+pub const READ_MEMORY_BYTES: usize = 96 << 20;
+/// Memory for payloads that are being received, beyond the two halves themselves, in bytes.
+pub const RECEIVE_MEMORY_BYTES: usize = 64 << 20;
+/// NBD connections of one engine.
+pub const MAX_CLIENTS: usize = 256;
+/// The receive buffer of one NBD connection, in bytes.
+pub const CLIENT_BUFFER_BYTES: usize = 64 << 10;
+/// Requests under way over all connections of one engine.
+pub const MAX_REQUESTS: usize = 16384;
+/// Window of the first sync, in bytes.
+pub const COPY_WINDOW_BYTES: u64 = 1 << 20;
+/// Windows of the first sync under way at once.
+pub const MAX_COPY_WINDOWS: usize = 4;
+/// One device write of a flush or an apply, in bytes.
+pub const MAX_FLUSH_BYTES: u64 = 1 << 20;
+/// Pieces of memory that one device write may gather.
+pub const MAX_FLUSH_PIECES: usize = 64;
+
+const _: () = {
+    assert!(128 + MAX_RECORDS_PER_FRAME * 32 == BLOCK_BYTES);
+    assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
+    assert!(MAX_FRAME_PAYLOAD_BYTES >= CHUNK_BYTES);
+    // A frame with its header always fits into an empty half.
+    assert!(MAX_FRAME_PAYLOAD_BYTES as u64 + (BLOCK_BYTES as u64) < MIN_HALF_BYTES);
+    // Whatever two crashed sides can differ by, the named boundaries reach back beyond it.
+    assert!(MAX_FRAMES_IN_FLIGHT < MAX_BOUNDARIES);
+    // Whole requests wait for memory; so the largest must fit beside another.
+    assert!(READ_MEMORY_BYTES >= 2 * MAX_REQUEST_BYTES);
+    assert!(MAX_WAITING_BYTES + MAX_CLIENTS * CHUNK_BYTES + 8 * MAX_FRAME_PAYLOAD_BYTES <= RECEIVE_MEMORY_BYTES);
+};

@@ -1,0 +1,96 @@
+//! A flush of a half to its volumes, or an apply of a fill to the images: the same thing on either side.
+//!
+//! Order matters: every write is completed, then every device that was written is synced, and only then may anybody
+//! be told that the fill is on the devices.
+
+use super::Place;
+use super::index::{Index, Run};
+
+/// One device write, zeroing or discard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlushOp {
+    /// The volume.
+    pub volume: u16,
+    /// What to do on it.
+    pub run: Run,
+}
+
+/// What is left to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Writes remain to be pulled or to complete.
+    Writing,
+    /// All writes are complete; these volumes (a bit each) must be synced now.
+    Sync(u32),
+    /// Syncs are under way.
+    Syncing,
+    /// All is on stable storage.
+    Done,
+}
+
+/// Progress of one flush or apply.
+#[derive(Debug, Default)]
+pub struct Flusher {
+    volume: u16,
+    offset: u64,
+    exhausted: bool,
+    outstanding: u32,
+    touched: u32,
+    syncing: u32,
+    sync_started: bool,
+    written_bytes: u64,
+}
+
+impl Flusher {
+    /// The next operation; the pieces of a write are put into `pieces`. Ascending within each volume.
+    pub fn next(&mut self, index: &Index, volumes: u16, pieces: &mut Vec<(Place, u64)>) -> Option<FlushOp> {
+        while !self.exhausted {
+            if let Some(run) = index.next_run(self.volume, self.offset, pieces) {
+                self.offset = run.offset + run.length;
+                self.outstanding += 1;
+                self.touched |= 1 << self.volume;
+                self.written_bytes += run.length;
+                return Some(FlushOp { volume: self.volume, run });
+            }
+            self.volume += 1;
+            self.offset = 0;
+            self.exhausted = self.volume >= volumes;
+        }
+        None
+    }
+
+    /// One operation is complete.
+    pub fn handle_written(&mut self) {
+        self.outstanding -= 1;
+    }
+
+    /// One volume is synced.
+    pub fn handle_synced(&mut self, volume: u16) {
+        self.syncing &= !(1 << volume);
+    }
+
+    /// What to do now. [`Step::Sync`] is returned once.
+    pub fn step(&mut self) -> Step {
+        if !self.exhausted || self.outstanding > 0 {
+            Step::Writing
+        } else if !self.sync_started && self.touched != 0 {
+            self.sync_started = true;
+            self.syncing = self.touched;
+            Step::Sync(self.touched)
+        } else if self.syncing != 0 {
+            Step::Syncing
+        } else {
+            Step::Done
+        }
+    }
+
+    /// Operations that are under way.
+    pub fn outstanding(&self) -> u32 {
+        self.outstanding
+    }
+
+    /// Bytes handed out so far.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+}

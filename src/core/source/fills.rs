@@ -1,0 +1,165 @@
+//! Halves switch, are flushed, and become clean again.
+//!
+//! A half may be filled anew only when its fill is on the volumes, applied at the destination, and the superblock
+//! that says so is durable: recovery starts at the superblock's mark, so what it calls clean may be overwritten and
+//! what it doesn't must be there.
+
+use super::super::Place;
+use super::super::flush::{FlushOp, Step};
+use super::super::half::State;
+use super::{Effect, Source};
+use crate::format::frame::padded;
+use crate::format::ids::Fill;
+use crate::limits::BLOCK_BYTES;
+use std::time::Duration;
+
+impl Source {
+    /// Whether the half after the open one is free.
+    pub(super) fn can_switch(&self) -> bool {
+        self.halves[1 - self.open.half()].state == State::Clean
+    }
+
+    pub(super) fn switch_if_due(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let half = &self.halves[self.open.half()];
+        // While the destination is away a switch would only waste what is left of the half.
+        let aged = half.opened_at.is_some_and(|opened| now >= opened + self.shape.max_age) && self.can_be_stored();
+        if half.state == State::Open && (self.switch_wanted || aged) && self.can_switch() {
+            self.seal_fill(effects);
+        }
+        if self.halves[self.open.half()].state != State::Open {
+            self.switch_wanted = self.switch_wanted && !self.queue.is_empty();
+        }
+    }
+
+    /// Closes the open fill; the next one starts with the next frame.
+    pub(super) fn seal_fill(&mut self, effects: &mut Vec<Effect>) {
+        let copied = match &self.copier {
+            Some(copier) => copier.copied().collect(),
+            None => self.superblock.volumes.iter().map(|volume| volume.size_bytes).collect(),
+        };
+        let whole = self.superblock.whole || self.whole_from.is_some_and(|fill| self.open >= fill);
+        let half = &mut self.halves[self.open.half()];
+        half.state = State::Sealed;
+        half.copied = copied;
+        half.whole = whole;
+        self.switch_wanted = false;
+        effects.push(Effect::Switched(half.last));
+        self.open = self.open.next();
+    }
+
+    /// Moves each half on as far as it can go, the older fill first.
+    pub(super) fn advance_halves(&mut self, effects: &mut Vec<Effect>) {
+        for fill in [Fill(self.open.0.wrapping_sub(2)), Fill(self.open.0 - 1)] {
+            let (durable, committed) = (self.superblock.clean.fill.next() == fill, self.committed);
+            let stable = self.flush_is_free() || self.synced >= self.halves[fill.half()].last.seq;
+            let half = &mut self.halves[fill.half()];
+            if half.fill != fill {
+                continue;
+            }
+            if half.state == State::Sealed && committed >= half.last.seq && stable {
+                half.state = State::Flushing;
+            }
+            // Pulled to the end and complete: the devices' caches are next.
+            if half.state == State::Flushing && durable {
+                match half.flusher.step() {
+                    Step::Sync(volumes) => effects
+                        .extend((0..32).filter(|volume| volumes & (1 << volume) != 0).map(Effect::SyncVolume)),
+                    Step::Done => {
+                        half.state = State::Flushed;
+                        half.index = super::super::index::Index::new(self.superblock.volumes.len());
+                    }
+                    Step::Writing | Step::Syncing => {}
+                }
+            }
+            if half.state == State::Flushed && durable && !half.retiring && (half.applied || !self.shape.mirrored) {
+                half.retiring = true;
+                self.superblock.clean = half.last;
+                if self.shape.mirrored {
+                    self.superblock.whole |= half.whole;
+                    for (volume, copied) in self.superblock.volumes.iter_mut().zip(&half.copied) {
+                        volume.copied_bytes = *copied;
+                    }
+                }
+                self.superblock_dirty = true;
+            }
+        }
+        self.write_superblock(effects);
+    }
+
+    pub(super) fn write_superblock(&mut self, effects: &mut Vec<Effect>) {
+        if self.superblock_dirty && !self.superblock_writing {
+            self.superblock_dirty = false;
+            self.superblock_writing = true;
+            self.superblock.generation += 1;
+            effects.push(Effect::WriteSuperblock(self.superblock.encode(), self.superblock.copy_offset()));
+        }
+    }
+
+    /// The superblock is durable: what it calls clean may be overwritten now.
+    pub fn handle_superblock_written(&mut self, effects: &mut Vec<Effect>) {
+        self.superblock_writing = false;
+        if self.superblock_dirty {
+            return self.write_superblock(effects);
+        }
+        let clean = self.superblock.clean.fill;
+        for half in self.halves.iter_mut().filter(|half| half.retiring && half.fill <= clean) {
+            for frame in &half.frames {
+                effects.push(Effect::Release(frame.header, BLOCK_BYTES as u64));
+            }
+            for entry in half.entries.iter().filter(|entry| entry.record.payload_bytes() > 0) {
+                effects.push(Effect::Release(entry.place, padded(entry.record.payload_bytes()) as u64));
+            }
+            half.retire(self.superblock.volumes.len());
+        }
+    }
+
+    /// A `sync` is complete when no half up to its fill is anything but clean.
+    pub(super) fn finish_syncs(&mut self, effects: &mut Vec<Effect>) {
+        let halves = &self.halves;
+        let pending = |fill: Fill| halves.iter().any(|half| half.state != State::Clean && half.fill <= fill);
+        self.syncs.retain(|(fill, token)| {
+            let keep = *fill >= self.open || pending(*fill);
+            if !keep {
+                effects.push(Effect::SyncDone(*token));
+            }
+            keep
+        });
+    }
+
+    /// The next device write of a flush; pieces of data are put into `pieces`.
+    pub fn next_flush(&mut self, pieces: &mut Vec<(Place, u64)>) -> Option<FlushOp> {
+        let fill = self.superblock.clean.fill.next();
+        let volumes = self.superblock.volumes.len() as u16;
+        let half = &mut self.halves[fill.half()];
+        if half.fill != fill || half.state != State::Flushing {
+            return None;
+        }
+        half.flusher.next(&half.index, volumes, pieces)
+    }
+
+    /// One device write of a flush is complete.
+    pub fn handle_flush_written(&mut self) {
+        self.halves[self.superblock.clean.fill.next().half()].flusher.handle_written();
+    }
+
+    /// A volume's device is synced.
+    pub fn handle_volume_synced(&mut self, volume: u16) {
+        self.halves[self.superblock.clean.fill.next().half()].flusher.handle_synced(volume);
+    }
+
+    /// Whether a flush is behind its pace: it should end before the open half is full. Where neither is under way: false.
+    pub fn flush_is_late(&self) -> bool {
+        let fill = self.superblock.clean.fill.next();
+        let (flushing, other) = (&self.halves[fill.half()], &self.halves[fill.next().half()]);
+        if flushing.fill != fill || flushing.state != State::Flushing {
+            return false;
+        }
+        if other.state > State::Open {
+            return true;
+        }
+        let total = flushing.index.payload_bytes().max(1) as f64;
+        let filled = other.end as f64 / self.superblock.half_bytes as f64;
+        // The syncs and the destination's apply need the last quarter.
+        (flushing.flusher.written_bytes() as f64 / total) < filled / 0.75
+    }
+}

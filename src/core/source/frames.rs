@@ -1,0 +1,334 @@
+//! Records become frames, and frames become committed.
+//!
+//! Group commit comes from load alone: an idle source frames a record at once; while frames are under way, arriving
+//! records gather. A frame is committed when it and every frame before it are stored on both sides: only then are
+//! its records answered, and only then do reads see them, so that no client acts on bytes that a crash could undo.
+
+use super::super::copy::Copier;
+use super::super::half::{Entry, Frame, State, Ticket};
+use super::super::{Durability, Place};
+use super::{Effect, FrameId, Headers, Source};
+use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Kind, RECORD_COPY, RECORD_FUA, Record, padded};
+use crate::format::ids::{Mark, Seq};
+use crate::limits::{BLOCK_BYTES, COPY_WINDOW_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_RECORDS_PER_FRAME};
+use std::time::Duration;
+
+/// Payload that makes another frame worth its header and its system calls while others are under way, in bytes.
+const GATHER_BYTES: usize = 32 << 10;
+/// Frames under way at which records gather even so.
+const BUSY: usize = 4;
+
+/// A frame that isn't committed.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub id: FrameId,
+    pub first: Seq,
+    pub last: Seq,
+    pub written: bool,
+    pub sync: bool,
+    /// Whether reads see it already (it was recovered).
+    pub indexed: bool,
+}
+
+impl Source {
+    pub(super) fn make_frames(&mut self, now: Duration, headers: &mut impl Headers, effects: &mut Vec<Effect>) {
+        self.make_copy_frames(now, headers, effects);
+        while !self.queue.is_empty() && self.frame_is_due() {
+            let (count, bytes) = self.next_frame();
+            if count == 0 || !self.make_room(BLOCK_BYTES + bytes, effects) {
+                return;
+            }
+            let entries: Vec<Entry> = self.queue.drain(..count).collect();
+            self.queued_bytes -= entries.iter().map(|entry| entry.record.payload_bytes()).sum::<usize>();
+            self.make_frame(now, &entries, headers, effects);
+        }
+    }
+
+    fn frame_is_due(&self) -> bool {
+        let under_way = if self.link.is_up() { self.flights.len() } else { self.unwritten };
+        if self.unwritten >= MAX_FRAMES_IN_FLIGHT {
+            return false;
+        }
+        under_way == 0 || (self.queued_bytes >= GATHER_BYTES && under_way < BUSY)
+    }
+
+    /// How many records the next frame takes, and its payload's bytes.
+    fn next_frame(&self) -> (usize, usize) {
+        let mut bytes = 0;
+        let mut count = 0;
+        for entry in self.queue.iter().take(MAX_RECORDS_PER_FRAME) {
+            let record = &entry.record;
+            let more = padded(record.payload_bytes());
+            let held = self.copier.as_ref().is_some_and(|c| c.holds(record.volume, record.offset, record.end()));
+            if held || bytes + more > MAX_FRAME_PAYLOAD_BYTES {
+                break;
+            }
+            bytes += more;
+            count += 1;
+        }
+        (count, bytes)
+    }
+
+    /// Opens the half that a frame of this size goes to, switching where it doesn't fit; false: wait.
+    fn make_room(&mut self, bytes: usize, effects: &mut Vec<Effect>) -> bool {
+        let half = &self.halves[self.open.half()];
+        if half.state == State::Open
+            && (half.end + bytes as u64 > self.superblock.half_bytes
+                || half.entries.len() + MAX_RECORDS_PER_FRAME > self.max_records())
+        {
+            self.seal_fill(effects);
+        }
+        let half = &mut self.halves[self.open.half()];
+        if half.state == State::Clean {
+            half.open(self.open, self.last);
+        }
+        half.state == State::Open
+    }
+
+    /// Bounds the memory for records without payload.
+    fn max_records(&self) -> usize {
+        (self.superblock.half_bytes as usize / BLOCK_BYTES) * 2
+    }
+
+    fn make_frame(&mut self, now: Duration, entries: &[Entry], headers: &mut impl Headers, effects: &mut Vec<Effect>) {
+        let forced = |record: &Record| record.kind == Kind::Flush || record.flags & RECORD_FUA != 0;
+        let sync = self.shape.durability == Durability::Flush && entries.iter().any(|entry| forced(&entry.record));
+        let half = &mut self.halves[self.open.half()];
+        let first = self.last.seq.next();
+        let header = Header {
+            flags: match (self.shape.durability, sync) {
+                (Durability::Always, _) => FLAG_STABLE,
+                (Durability::Flush, true) => FLAG_SYNC,
+                (Durability::Flush, false) => 0,
+            },
+            source: self.superblock.source,
+            epoch: self.superblock.epoch,
+            incarnation: self.superblock.incarnation,
+            fill: self.open,
+            position: half.end,
+            first,
+            committed: self.stable,
+            previous: self.last.digest,
+            payload_bytes: 0,
+            count: 0,
+        };
+        let digest = header.encode(entries.iter().map(|entry| &entry.record), &mut self.scratch);
+        let last = Seq(self.last.seq.0 + entries.len() as u64);
+        self.last = Mark { fill: self.open, seq: last, digest };
+        let payload: usize = entries.iter().map(|entry| padded(entry.record.payload_bytes())).sum();
+        let start = half.entries.len();
+        half.entries.extend_from_slice(entries);
+        let bytes = (BLOCK_BYTES + payload) as u64;
+        let frame = Frame {
+            position: half.end,
+            header: headers.store(&self.scratch),
+            entries: start..half.entries.len(),
+            first,
+            mark: self.last,
+            bytes,
+            sync,
+        };
+        let id = FrameId { fill: self.open, index: half.frames.len() };
+        half.end += bytes;
+        half.last = self.last;
+        half.frames.push(frame);
+        half.opened_at.get_or_insert(now);
+        if let Some(copier) = &mut self.copier {
+            for (index, entry) in entries.iter().enumerate().filter(|(_, e)| e.record.flags & RECORD_COPY == 0) {
+                let seq = Seq(first.0 + index as u64);
+                copier.handle_sequenced(entry.record.volume, entry.record.offset, entry.record.end(), seq);
+            }
+        }
+        self.flights.push_back(Flight { id, first, last, written: false, sync, indexed: false });
+        self.unwritten += 1;
+        effects.push(Effect::WriteFrame(id));
+    }
+
+    fn make_copy_frames(&mut self, now: Duration, headers: &mut impl Headers, effects: &mut Vec<Effect>) {
+        while self.unwritten < MAX_FRAMES_IN_FLIGHT
+            && let Some((slot, entries)) = self.copied_windows.pop()
+        {
+            let last = self.last.seq;
+            if !self.copier.as_mut().is_some_and(|copier| copier.still_true(slot, last)) {
+                release(&entries, effects);
+                continue;
+            }
+            let payload: usize = entries.iter().map(|entry| padded(entry.record.payload_bytes())).sum();
+            if !self.make_room(BLOCK_BYTES + payload, effects) {
+                self.copied_windows.push((slot, entries));
+                return;
+            }
+            self.make_frame(now, &entries, headers, effects);
+            let last = self.last.seq;
+            if let Some(copier) = &mut self.copier {
+                copier.handle_sent(slot, last);
+            }
+        }
+    }
+
+    /// A window of the first sync was read; these records hold it.
+    pub fn handle_copied(&mut self, slot: usize, entries: Vec<Entry>, effects: &mut Vec<Effect>) {
+        if self.copier.as_mut().is_some_and(|copier| copier.handle_read(slot)) {
+            self.copied_windows.push((slot, entries));
+        } else {
+            release(&entries, effects);
+        }
+    }
+
+    /// The next window of the first sync to be read, where one may be read now.
+    pub fn next_copy(&mut self) -> Option<(usize, super::super::copy::Window)> {
+        let (last, committed) = (self.last.seq, self.committed);
+        let up = self.link.is_up() && !self.fenced();
+        self.copier.as_mut().filter(|_| up)?.next(last, committed)
+    }
+
+    /// The frame is in the journal (with `durability = always`: on stable storage).
+    pub fn handle_frame_written(&mut self, id: FrameId, effects: &mut Vec<Effect>) {
+        if let Some(flight) = self.flights.iter_mut().find(|flight| flight.id == id) {
+            flight.written = true;
+            self.unwritten -= 1;
+            self.commit(effects);
+        }
+    }
+
+    /// What was in the journal when the sync was asked for is on stable storage.
+    pub fn handle_journal_synced(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(seq) = self.syncing.take() {
+            self.synced = seq;
+            self.commit(effects);
+        }
+    }
+
+    /// Asks for a journal sync where something waits for one.
+    pub(super) fn sync_if_due(&mut self, effects: &mut Vec<Effect>) {
+        if self.syncing.is_some() || self.shape.durability == Durability::Always {
+            return;
+        }
+        let written = self.written();
+        let of_frames =
+            self.flights.iter().take_while(|flight| flight.written).filter(|flight| flight.sync).map(|f| f.last).last();
+        // A fill must be stable before its first byte goes to a volume: else a power cut could leave on the volume
+        // what neither journal knows.
+        let sealed = self.halves.iter().filter(|half| half.state == State::Sealed).map(|half| half.last.seq);
+        let due = of_frames.into_iter().chain(sealed).filter(|seq| *seq <= written).max();
+        if due.is_some_and(|seq| seq > self.synced) {
+            self.syncing = Some(written);
+            effects.push(Effect::SyncJournal);
+        }
+    }
+
+    /// Commits what both sides have, in order.
+    pub(super) fn commit(&mut self, effects: &mut Vec<Effect>) {
+        while let Some(flight) = self.flights.front() {
+            let here = flight.written && (!flight.sync || self.synced >= flight.last);
+            let there = !self.shape.mirrored || self.acked >= flight.last;
+            if !here || !there {
+                break;
+            }
+            let (id, indexed, last) = (flight.id, flight.indexed, flight.last);
+            if self.shape.durability == Durability::Always || flight.sync {
+                self.stable = last;
+            }
+            self.flights.pop_front();
+            self.committed = last;
+            let half = &mut self.halves[id.fill.half()];
+            for entry in &half.entries[half.frames[id.index].entries.clone()] {
+                if !indexed && entry.record.flags & RECORD_COPY == 0 {
+                    half.index.insert(&entry.record, entry.place);
+                }
+                if entry.ticket != Ticket::NONE {
+                    effects.push(Effect::Answer(entry.ticket));
+                }
+            }
+        }
+        if self.copier.as_ref().is_some_and(|copier| copier.done(self.committed)) {
+            self.copier = None;
+            // The image is whole once the fill with the last window is applied; no reason to wait for it to fill up.
+            let fill = self.last.fill;
+            self.whole_from = Some(fill);
+            self.switch_wanted = true;
+            self.halves.iter_mut().filter(|h| h.state == State::Sealed && h.fill >= fill).for_each(|h| h.whole = true);
+        }
+    }
+
+    /// Takes over frames that were found in the journal. They were sealed by the run that made them.
+    pub(super) fn adopt(
+        &mut self,
+        found: Vec<super::super::recovery::Found>,
+        places: &mut impl FnMut(FrameId, u64) -> (Place, Vec<Entry>),
+    ) {
+        let Some(fill) = found.first().map(|frame| frame.header.fill) else { return };
+        let half = &mut self.halves[fill.half()];
+        half.open(fill, self.last);
+        half.state = State::Sealed;
+        for (index, frame) in found.iter().enumerate() {
+            let id = FrameId { fill, index };
+            let (header, entries) = places(id, frame.header.position);
+            let start = half.entries.len();
+            // Recovered records may have been answered: reads must see them at once.
+            for entry in entries.iter().filter(|entry| entry.record.flags & RECORD_COPY == 0) {
+                half.index.insert(&entry.record, entry.place);
+            }
+            half.entries.extend(entries);
+            let (first, bytes) = (frame.header.first, frame.header.frame_bytes());
+            let entries = start..half.entries.len();
+            half.frames.push(Frame {
+                position: frame.header.position,
+                header,
+                entries,
+                first,
+                mark: frame.mark,
+                bytes,
+                sync: false,
+            });
+            half.end = frame.header.position + bytes;
+            let last = frame.mark.seq;
+            self.flights.push_back(Flight { id, first, last, written: true, sync: false, indexed: true });
+        }
+        half.last = found.last().map_or(half.last, |frame| frame.mark);
+        half.copied = self.superblock.volumes.iter().map(|volume| volume.copied_bytes).collect();
+        half.whole = self.superblock.whole;
+        self.last = half.last;
+        self.open = fill.next();
+    }
+
+    /// The frame's bytes in memory, in order, neighbours joined.
+    pub fn frame_pieces(&self, id: FrameId, pieces: &mut Vec<(Place, u64)>) -> Option<&Frame> {
+        let half = &self.halves[id.fill.half()];
+        let frame = half.frames.get(id.index).filter(|_| half.fill == id.fill)?;
+        let mut add = |place: Place, bytes: u64| match pieces.last_mut() {
+            Some((last, length)) if last.0 + *length == place.0 => *length += bytes,
+            _ => pieces.push((place, bytes)),
+        };
+        add(frame.header, BLOCK_BYTES as u64);
+        for entry in half.entries[frame.entries.clone()].iter().filter(|entry| entry.record.payload_bytes() > 0) {
+            add(entry.place, padded(entry.record.payload_bytes()) as u64);
+        }
+        Some(frame)
+    }
+
+    /// Starts the first sync, or continues it from the superblock's cursors.
+    pub(super) fn start_copy(&mut self, effects: &mut Vec<Effect>) {
+        for (_, entries) in self.copied_windows.drain(..) {
+            release(&entries, effects);
+        }
+        let sizes: Vec<u64> = self.superblock.volumes.iter().map(|volume| volume.size_bytes).collect();
+        let mut copied: Vec<u64> = self.superblock.volumes.iter().map(|volume| volume.copied_bytes).collect();
+        if copied == sizes {
+            // Copied, but the fill that would have made the image whole was not the one it ended in. One more record
+            // makes another fill.
+            let last = copied.len() - 1;
+            copied[last] = copied[last].saturating_sub(1) / COPY_WINDOW_BYTES * COPY_WINDOW_BYTES;
+        }
+        self.copies += 1;
+        self.copier = Some(Copier::new(self.copies, sizes, copied));
+        self.whole_from = None;
+    }
+}
+
+/// Gives back the memory of records that will not be framed.
+pub(super) fn release(entries: &[Entry], effects: &mut Vec<Effect>) {
+    for entry in entries.iter().filter(|entry| entry.record.payload_bytes() > 0) {
+        effects.push(Effect::Release(entry.place, padded(entry.record.payload_bytes()) as u64));
+    }
+}

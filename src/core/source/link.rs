@@ -1,0 +1,185 @@
+//! What the destination is sent and what it reports.
+//!
+//! Within an epoch the source is the authority. On connecting, the destination names the last frames it holds; the
+//! newest that this source knows is the common one. The destination drops what comes after it (it was never
+//! answered), and everything after it that the halves hold is sent, the sync signals in between.
+
+use super::super::half::State;
+use super::{Effect, FrameId, Source};
+use crate::format::block::Block;
+use crate::format::ids::{Epoch, Fill, Mark, Seq};
+use crate::format::wire::{Report, Signal, Verdict, Welcome};
+
+/// The connection to the destination.
+#[derive(Debug)]
+pub enum Link {
+    /// There is none.
+    Down,
+    /// Frames are being sent.
+    Up {
+        /// A signal to be sent before anything else.
+        first: Option<Signal>,
+        /// The last record that the destination had when the connection was made.
+        resumed: Seq,
+        /// The fill that is being sent.
+        fill: Fill,
+        /// Its next frame.
+        index: usize,
+    },
+}
+
+impl Link {
+    /// Whether there is a connection.
+    pub fn is_up(&self) -> bool {
+        matches!(self, Link::Up { .. })
+    }
+}
+
+/// What to send next.
+#[derive(Debug)]
+pub enum Send {
+    /// This block.
+    Block(Box<Block>),
+    /// This frame.
+    Frame(FrameId),
+}
+
+impl Source {
+    /// A destination answered our hello.
+    pub fn handle_welcome(&mut self, welcome: &Welcome, effects: &mut Vec<Effect>) {
+        match welcome.verdict {
+            Verdict::Fenced => return self.handle_fenced(welcome.epoch, effects),
+            Verdict::Refused => return effects.push(Effect::ClosePeer(welcome.reason.clone())),
+            Verdict::Welcome => {}
+        }
+        if welcome.epoch > self.superblock.epoch {
+            return self.handle_fenced(welcome.epoch, effects);
+        }
+        if welcome.fresh {
+            self.superblock.whole = false;
+            self.superblock.volumes.iter_mut().for_each(|volume| volume.copied_bytes = 0);
+            self.superblock_dirty = true;
+            self.copier = None;
+            self.whole_from = None;
+            for half in &mut self.halves {
+                half.whole = false;
+                half.copied.fill(0);
+            }
+            let clean = self.superblock.clean;
+            self.start_link(Signal::Resume { common: clean, from_scratch: true }, clean, effects);
+        } else {
+            let common = welcome.boundaries.iter().rev().find(|mark| self.knows(**mark));
+            let Some(common) = common.copied() else {
+                let held = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
+                return effects.push(Effect::ClosePeer(format!(
+                    "the destination holds {held}, which isn't in this source's journal (it has {} to {}): the two have \
+                     parted. If this source's volumes are right, remove the destination's folder of this source, and \
+                     everything is copied again",
+                    self.superblock.clean, self.last
+                )));
+            };
+            self.handle_applied(welcome.applied, effects);
+            self.start_link(Signal::Resume { common, from_scratch: false }, common, effects);
+            self.superblock.whole |= welcome.whole;
+        }
+        if !self.superblock.whole && self.copier.is_none() && self.whole_from.is_none() {
+            self.start_copy(effects);
+        }
+        self.commit(effects);
+    }
+
+    /// Whether a boundary is one of ours.
+    fn knows(&self, mark: Mark) -> bool {
+        let same = |ours: Mark| ours.seq == mark.seq && ours.digest == mark.digest;
+        let live = self.halves.iter().filter(|half| half.state != State::Clean);
+        same(self.superblock.clean)
+            || live.flat_map(|half| half.frames.binary_search_by_key(&mark.seq, |f| f.mark.seq).map(|i| &half.frames[i])).any(|frame| same(frame.mark))
+    }
+
+    fn start_link(&mut self, first: Signal, common: Mark, effects: &mut Vec<Effect>) {
+        // From the oldest fill that isn't clean: its sync signal may have been lost with the last connection.
+        let fill = self.superblock.clean.fill.next();
+        self.link = Link::Up { first: Some(first), resumed: common.seq, fill, index: 0 };
+        self.acked = common.seq;
+        self.commit(effects);
+    }
+
+    /// The connection is gone. Writes wait from now on.
+    pub fn handle_link_down(&mut self) {
+        self.link = Link::Down;
+    }
+
+    /// What to send next, in order.
+    pub fn next_to_send(&mut self) -> Option<Send> {
+        let Link::Up { first, resumed, fill, index } = &mut self.link else { return None };
+        if let Some(signal) = first.take() {
+            return Some(Send::Block(signal.encode()));
+        }
+        loop {
+            let half = &self.halves[fill.half()];
+            if half.fill != *fill || half.state == State::Clean {
+                // Clean already while the connection was down, or not opened yet.
+                if *fill < self.open {
+                    (*fill, *index) = (fill.next(), 0);
+                    continue;
+                }
+                return None;
+            }
+            if let Some(frame) = half.frames.get(*index) {
+                let id = FrameId { fill: *fill, index: *index };
+                *index += 1;
+                if frame.mark.seq > *resumed {
+                    return Some(Send::Frame(id));
+                }
+                continue;
+            }
+            // The destination may apply only what can't vanish from our own journal any more.
+            if half.state < State::Flushing {
+                return None;
+            }
+            (*fill, *index) = (fill.next(), 0);
+            if !half.applied {
+                return Some(Send::Block(Signal::Sync { last: half.last, whole: half.whole }.encode()));
+            }
+        }
+    }
+
+    /// The destination reports.
+    pub fn handle_report(&mut self, report: Report, effects: &mut Vec<Effect>) {
+        match report {
+            Report::Stored(seq) if seq > self.last.seq => {
+                effects.push(Effect::ClosePeer(format!("the destination acknowledges record {seq}, which was never sent")));
+            }
+            Report::Stored(seq) => {
+                self.acked = self.acked.max(seq);
+                self.commit(effects);
+            }
+            Report::Applied(mark) => self.handle_applied(mark, effects),
+            Report::Fenced(epoch) => self.handle_fenced(epoch, effects),
+        }
+    }
+
+    fn handle_applied(&mut self, mark: Mark, effects: &mut Vec<Effect>) {
+        for half in self.halves.iter_mut().filter(|half| half.state >= State::Sealed && half.fill <= mark.fill) {
+            if half.fill == mark.fill && (half.last.seq != mark.seq || half.last.digest != mark.digest) {
+                return effects.push(Effect::ClosePeer(format!(
+                    "the destination applied {mark}, but this source has {}: the two have parted",
+                    half.last
+                )));
+            }
+            half.applied = true;
+        }
+        self.acked = self.acked.max(mark.seq);
+        self.verified = self.verified.max(mark.seq);
+    }
+
+    fn handle_fenced(&mut self, epoch: Epoch, effects: &mut Vec<Effect>) {
+        if !self.fenced() {
+            self.superblock.fenced_by = epoch;
+            self.superblock_dirty = true;
+            self.write_superblock(effects);
+        }
+        self.link = Link::Down;
+        effects.push(Effect::Fenced(epoch));
+    }
+}

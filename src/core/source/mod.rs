@@ -1,0 +1,278 @@
+//! The source: puts records into one order, frames them, and answers what is stored on both sides.
+//!
+//! - `frames`: records become frames; frames become committed, in order.
+//! - `fills`: halves switch, are flushed, and become clean again.
+//! - `link`: what the destination is sent and what it reports.
+//!
+//! The engine calls [`Source::handle_turn`] once after each batch of events; everything that can be gathered from
+//! load is gathered there.
+
+mod fills;
+mod frames;
+mod link;
+#[cfg(test)]
+mod tests;
+
+use super::copy::Copier;
+use super::half::{Entry, Half, State, Ticket};
+use super::index::{self, Index, Segment};
+use super::recovery::Recovered;
+use super::{Durability, Place};
+use crate::format::block::Block;
+use crate::format::ids::{Epoch, Fill, Mark, Seq};
+use crate::format::superblock::Superblock;
+use frames::Flight;
+pub use link::{Link, Send};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Duration;
+
+/// What a source is made of.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// How strong an answered write is.
+    pub durability: Durability,
+    /// Whether there is a destination at all.
+    pub mirrored: bool,
+    /// Age at which a half is switched though it isn't full.
+    pub max_age: Duration,
+}
+
+/// What must happen outside.
+#[derive(Debug)]
+pub enum Effect {
+    /// Write this frame to the journal and report [`Source::handle_frame_written`].
+    WriteFrame(FrameId),
+    /// Make everything written to the journal so far stable and report [`Source::handle_journal_synced`].
+    SyncJournal,
+    /// Answer the request: its record is as safe as promised.
+    Answer(Ticket),
+    /// Write this block to the journal, durably, and report [`Source::handle_superblock_written`].
+    WriteSuperblock(Box<Block>, u64),
+    /// Sync this volume's device and report [`Source::handle_volume_synced`].
+    SyncVolume(u16),
+    /// This memory isn't needed any more.
+    Release(Place, u64),
+    /// The destination can't be trusted or is of no use: close the connection and say why.
+    ClosePeer(String),
+    /// Another side was promoted: close all clients without a reply, take no write ever again.
+    Fenced(Epoch),
+    /// A `sync` command is complete.
+    SyncDone(u64),
+    /// A fill was switched; for the log.
+    Switched(Mark),
+}
+
+/// Names a frame while its fill isn't clean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameId {
+    /// Its fill.
+    pub fill: Fill,
+    /// Its place within the fill.
+    pub index: usize,
+}
+
+/// Memory for header blocks, which the core makes itself.
+pub trait Headers {
+    /// Stores a header block.
+    fn store(&mut self, block: &Block) -> Place;
+}
+
+/// The state of a source.
+#[derive(Debug)]
+pub struct Source {
+    shape: Shape,
+    superblock: Superblock,
+    halves: [Half; 2],
+    /// The fill that is open or will be opened next.
+    open: Fill,
+    /// Records that have no frame yet, in order.
+    queue: VecDeque<Entry>,
+    queued_bytes: usize,
+    /// Frames that aren't committed, in order.
+    flights: VecDeque<Flight>,
+    unwritten: usize,
+    /// Boundary after the last frame.
+    last: Mark,
+    committed: Seq,
+    /// Up to here everything is known to be on stable storage on both sides.
+    stable: Seq,
+    synced: Seq,
+    syncing: Option<Seq>,
+    link: Link,
+    acked: Seq,
+    verified: Seq,
+    superblock_writing: bool,
+    superblock_dirty: bool,
+    switch_wanted: bool,
+    syncs: Vec<(Fill, u64)>,
+    copier: Option<Copier>,
+    copied_windows: Vec<(usize, Vec<Entry>)>,
+    copies: usize,
+    whole_from: Option<Fill>,
+    scratch: Box<Block>,
+}
+
+impl Source {
+    /// A source that continues from what its journal holds. `superblock` is the one that was made durable for this
+    /// run (its incarnation is already raised); `places` gives, frame by frame, where the recovered header blocks
+    /// are in memory, each followed by its payloads, and hands out the records.
+    pub fn recover(
+        shape: Shape,
+        superblock: Superblock,
+        recovered: Recovered,
+        mut places: impl FnMut(FrameId, u64) -> (Place, Vec<Entry>),
+    ) -> Source {
+        let volumes = superblock.volumes.len();
+        let clean = superblock.clean;
+        let half = |index: u64| Half::clean(Fill(index), volumes);
+        let mut source = Source {
+            open: clean.fill.next(),
+            halves: [half(0), half(1)],
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            flights: VecDeque::new(),
+            unwritten: 0,
+            last: clean,
+            committed: clean.seq,
+            stable: clean.seq,
+            synced: clean.seq,
+            syncing: None,
+            link: Link::Down,
+            acked: clean.seq,
+            verified: clean.seq,
+            superblock_writing: false,
+            superblock_dirty: false,
+            switch_wanted: false,
+            syncs: Vec::new(),
+            copier: None,
+            copied_windows: Vec::new(),
+            copies: 0,
+            whole_from: None,
+            scratch: Box::new([0; crate::limits::BLOCK_BYTES]),
+            shape,
+            superblock,
+        };
+        for frames in [recovered.first, recovered.second] {
+            source.adopt(frames, &mut places);
+        }
+        if !source.shape.mirrored {
+            // Whatever a destination once had is out of date from the first write on.
+            source.superblock.whole = false;
+            source.superblock.volumes.iter_mut().for_each(|volume| volume.copied_bytes = 0);
+        }
+        source
+    }
+
+    /// Whether more records may be handed in. Beyond that they still are taken, but a client's socket should be left unread.
+    pub fn accepting(&self) -> bool {
+        self.queued_bytes < crate::limits::MAX_WAITING_BYTES && self.queue.len() < crate::limits::MAX_WAITING_RECORDS
+    }
+
+    /// A record was received whole. It is answered by [`Effect::Answer`].
+    pub fn handle_record(&mut self, entry: Entry) {
+        self.queued_bytes += entry.record.payload_bytes();
+        self.queue.push_back(entry);
+    }
+
+    /// A client wants everything that was answered so far to be stable. Returns whether it is already: always so
+    /// with [`Durability::Always`]; otherwise a flush record must be handed in.
+    pub fn flush_is_free(&self) -> bool {
+        self.shape.durability == Durability::Always
+    }
+
+    /// Finds where the newest committed bytes of a range are.
+    pub fn read(&self, volume: u16, range: Range<u64>, out: &mut Vec<Segment>) {
+        let newer = usize::from(self.halves[1].fill > self.halves[0].fill);
+        let indexes: [&Index; 2] = [&self.halves[newer].index, &self.halves[1 - newer].index];
+        index::resolve(&indexes, volume, range, out);
+    }
+
+    /// A `sync` command: switch halves now; [`Effect::SyncDone`] with this token when all is applied.
+    pub fn handle_sync(&mut self, token: u64) {
+        let half = &self.halves[self.open.half()];
+        let target = if half.state == State::Open || !self.queue.is_empty() { self.open } else { Fill(self.open.0 - 1) };
+        self.switch_wanted |= target == self.open;
+        self.syncs.push((target, token));
+    }
+
+    /// Call once after each batch of events.
+    pub fn handle_turn(&mut self, now: Duration, headers: &mut impl Headers, effects: &mut Vec<Effect>) {
+        if self.fenced() {
+            return;
+        }
+        self.commit(effects);
+        self.switch_if_due(now, effects);
+        self.make_frames(now, headers, effects);
+        self.sync_if_due(effects);
+        self.advance_halves(effects);
+        self.finish_syncs(effects);
+    }
+
+    /// The next moment at which [`Source::handle_turn`] should be called though nothing happens.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let half = &self.halves[self.open.half()];
+        let may = self.can_switch() && half.state == State::Open && self.can_be_stored();
+        half.opened_at.filter(|_| may).map(|opened| opened + self.shape.max_age)
+    }
+
+    /// Whether another side was promoted.
+    pub fn fenced(&self) -> bool {
+        self.superblock.fenced_by.0 != 0
+    }
+
+    /// The durable facts as they will be next.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// Both halves.
+    pub fn halves(&self) -> &[Half; 2] {
+        &self.halves
+    }
+
+    /// The fill that is open or will be opened next.
+    pub fn open_fill(&self) -> Fill {
+        self.open
+    }
+
+    /// The last record that has a sequence number.
+    pub fn last(&self) -> Seq {
+        self.last.seq
+    }
+
+    /// The last record stored on both sides.
+    pub fn committed(&self) -> Seq {
+        self.committed
+    }
+
+    /// The last record stored at the destination.
+    pub fn acked(&self) -> Seq {
+        self.acked
+    }
+
+    /// The last record up to which the destination's digest was compared with ours.
+    pub fn verified(&self) -> Seq {
+        self.verified
+    }
+
+    /// Records that wait for a frame.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The last record in the local journal.
+    pub fn written(&self) -> Seq {
+        self.flights.iter().find(|flight| !flight.written).map_or(self.last.seq, |flight| Seq(flight.first.0 - 1))
+    }
+
+    /// Whether the first sync is still going on, and how far each volume is.
+    pub fn copied(&self) -> Option<Vec<u64>> {
+        self.copier.as_ref().map(|copier| copier.copied().collect())
+    }
+
+    /// Whether anything stands in the way of storing records on both sides.
+    fn can_be_stored(&self) -> bool {
+        self.link.is_up() || !self.shape.mirrored
+    }
+}
