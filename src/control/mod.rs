@@ -2,5 +2,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod listen;
 pub mod metrics;
 pub mod negotiate;
+pub mod notify;
