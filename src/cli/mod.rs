@@ -1,6 +1,186 @@
 //! The command line: one file a verb.
 
+mod daemon;
+pub mod demo;
+mod promote;
+mod status;
+mod sync;
+mod view;
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+
+use crate::control::admin::{self, CallError, Request};
+
+/// Exit code: it failed; the message says why.
+const EXIT_FAILURE: u8 = 1;
+/// Exit code: the daemon was asked and refused.
+const EXIT_REFUSED: u8 = 3;
+/// Exit code: no daemon answers at the admin socket.
+const EXIT_UNREACHABLE: u8 = 4;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed; one message on stderr says why
+  2  wrong usage
+  3  the daemon refused what was asked
+  4  the daemon can't be reached";
+
+/// Mirrors block devices synchronously, in userspace, over NBD.
+#[derive(Debug, Parser)]
+#[command(name = "nbd-mirror", version, after_help = EXIT_CODES)]
+struct CommandLine {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Export volumes over NBD and mirror them (a daemon, in the foreground)
+    Source(DaemonArgs),
+    /// Keep the images of one or more sources (a daemon, in the foreground)
+    Destination(DaemonArgs),
+    /// Show how a daemon fares
+    Status(status::StatusArgs),
+    /// Switch halves now and wait until the destination has applied (at a source)
+    Sync(AdminArgs),
+    /// Make a source's images writable and serve them here (at a destination)
+    Promote(promote::PromoteArgs),
+    /// Run both daemons on local files, kill the source, promote, and check that no write is lost
+    Demo {
+        /// Keep the files in this folder instead of a temporary one
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// What both daemons take.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+struct DaemonArgs {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Overwrite foreign content where the journal or state should be
+    #[arg(long)]
+    init: bool,
+}
+
+/// Where a daemon is asked.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+struct AdminArgs {
+    /// The daemon's admin socket, as in its configuration
+    #[arg(long, value_name = "PATH")]
+    admin: PathBuf,
+}
+
 /// Runs the verb that the command line names.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let done = match CommandLine::parse().verb {
+        Verb::Source(args) => daemon::source(&args),
+        Verb::Destination(args) => daemon::destination(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Sync(args) => sync::run(&args),
+        Verb::Promote(args) => promote::run(&args),
+        Verb::Demo { dir } => demo::run(dir),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nbd-mirror: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// The exit code that tells a script what kind of error this is.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref() {
+        Some(CallError::Refused(_)) => EXIT_REFUSED,
+        Some(CallError::Unreachable(_)) => EXIT_UNREACHABLE,
+        None => EXIT_FAILURE,
+    }
+}
+
+/// A runtime on this thread: enough for the control plane, whose work is small.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("can't start the tokio runtime")
+}
+
+/// Asks a daemon once.
+fn ask(admin: &Path, request: &Request) -> anyhow::Result<Value> {
+    runtime()?.block_on(admin::call(admin, request))
+}
+
+/// Prints to stdout; a closed pipe is an error here, not a panic.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("can't write to stdout")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_forms_are_understood() {
+        for line in [
+            "source --config source.toml",
+            "source --config source.toml --init",
+            "destination --config destination.toml",
+            "status --admin /run/a",
+            "status --admin /run/a --json",
+            "status --admin /run/a --watch",
+            "sync --admin /run/a",
+            "promote --admin /run/a alpha",
+            "promote --admin /run/a alpha --force",
+            "demo",
+            "demo --dir /tmp/d",
+        ] {
+            let words = std::iter::once("nbd-mirror").chain(line.split(' '));
+            CommandLine::try_parse_from(words).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn wrong_usage_exits_with_2() {
+        for line in [
+            "",
+            "sync",
+            "source",
+            "promote --admin /a",
+            "status --admin /a --json --watch",
+        ] {
+            let words = std::iter::once("nbd-mirror").chain(line.split_whitespace());
+            let error = CommandLine::try_parse_from(words).expect_err("is refused");
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn exit_codes_tell_refusal_from_silence() {
+        let refused = anyhow::Error::new(CallError::Refused("no".into()));
+        assert_eq!(exit_code(&refused.context("can't promote")), 3);
+        assert_eq!(exit_code(&CallError::Unreachable("no".into()).into()), 4);
+        assert_eq!(exit_code(&anyhow::anyhow!("anything else")), 1);
+    }
 }

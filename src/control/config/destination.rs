@@ -1,0 +1,118 @@
+//! A destination's configuration: the sources it serves and the images it keeps for them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+
+use super::{
+    AdminConfig, HostPort, MetricsConfig, NbdConfig, check_sockets, check_volume_count,
+    refuse_twice, values,
+};
+
+/// Everything that `nbd-mirror destination --config FILE` reads from the file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DestinationConfig {
+    /// Where sources connect, `"host:port"`.
+    pub listen: HostPort,
+    /// Folder of the journal files and the state of each source, made when missing.
+    #[serde(deserialize_with = "values::path")]
+    pub journal_dir: PathBuf,
+    /// Fast log shared by all sources. Not in this version: [`DestinationConfig::validate`]
+    /// refuses it.
+    pub nvram: Option<PathBuf>,
+    /// Key `nvram_size`: size of the log where it is a file, in bytes. Not in this version.
+    #[serde(
+        rename = "nvram_size",
+        default,
+        deserialize_with = "values::optional_size_bytes"
+    )]
+    pub nvram_size_bytes: Option<u64>,
+    /// Sections `[[source]]`, at least one.
+    #[serde(rename = "source", default)]
+    pub sources: Vec<MirroredSource>,
+    /// Section `[nbd]`: where promoted images are served; without it none is.
+    pub nbd: Option<NbdConfig>,
+    /// Section `[admin]`.
+    pub admin: AdminConfig,
+    /// Section `[metrics]`; without it no metrics are served.
+    pub metrics: Option<MetricsConfig>,
+}
+
+/// One section `[[source]]` of a destination.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MirroredSource {
+    /// The name that the source's own configuration gives it.
+    #[serde(deserialize_with = "values::name")]
+    pub name: String,
+    /// Sections `[[source.volume]]`, 1 to 32 of them.
+    #[serde(rename = "volume", default)]
+    pub volumes: Vec<ImageConfig>,
+}
+
+/// One section `[[source.volume]]`: a volume and its image.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageConfig {
+    /// The volume's name, as in the source's configuration.
+    #[serde(deserialize_with = "values::name")]
+    pub name: String,
+    /// The block device or regular file that mirrors the volume.
+    #[serde(deserialize_with = "values::path")]
+    pub image: PathBuf,
+}
+
+impl DestinationConfig {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// A file that can't be read, a value or key that is wrong (with its line), or values that
+    /// [`DestinationConfig::validate`] refuses; each names the file.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let config: Self = super::read(path)?;
+        config
+            .validate()
+            .with_context(|| format!("in the configuration {}", path.display()))?;
+        Ok(config)
+    }
+
+    /// Parses TOML text without [`DestinationConfig::validate`].
+    ///
+    /// # Errors
+    /// A value or key that is wrong, with its line.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        super::parse(text)
+    }
+
+    /// Checks what no single value shows, and refuses what this version doesn't do.
+    ///
+    /// # Errors
+    /// The first key that is wrong, with the remedy.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        if self.nvram.is_some() || self.nvram_size_bytes.is_some() {
+            bail!(
+                "nvram, nvram_size: this version stores straight into the journal files: \
+                 leave both keys out"
+            );
+        }
+        if self.sources.is_empty() {
+            bail!("no [[source]] section: a destination needs at least one source");
+        }
+        refuse_twice("source.name", self.sources.iter().map(|s| &s.name))?;
+        for source in &self.sources {
+            let place = || format!("source {:?}", source.name);
+            check_volume_count("source.volume", source.volumes.len()).with_context(place)?;
+            refuse_twice("source.volume.name", source.volumes.iter().map(|v| &v.name))
+                .with_context(place)?;
+        }
+        // Across all sources: two sources on one image would destroy each other's mirror.
+        let images = self.sources.iter().flat_map(|s| &s.volumes);
+        refuse_twice(
+            "source.volume.image",
+            images.map(|v| v.image.display().to_string()),
+        )?;
+        check_sockets(self.nbd.as_ref(), &self.admin)
+    }
+}
