@@ -1,1 +1,19 @@
 //! The engine: one thread with one io_uring per journal.
+//!
+//! NBD sockets, journal, devices and the replication socket are all driven from that thread's loop. Nothing on the
+//! answer path crosses a thread or takes a lock. All `unsafe` of the program is in here.
+//!
+//! - `memory`: the memory that the kernel reads and writes, and how it is handed out.
+//! - `ring`: operations that own their memory until they are complete.
+//! - `disk`: opening, locking and preallocating files and devices.
+//! - `client`, `request`: NBD connections and what they ask for.
+//! - `source`, `destination`: the two drivers of the core.
+
+pub mod command;
+mod client;
+pub mod destination;
+pub mod disk;
+pub mod memory;
+mod request;
+pub mod ring;
+pub mod source;

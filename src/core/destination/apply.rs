@@ -1,0 +1,129 @@
+//! Sealed fills go to the images, in order; a promote applies all that is stored.
+//!
+//! A crash anywhere in an apply is repaired by doing it again: the fill stays in its journal file until the state
+//! that calls it applied is durable, and a later fill is never applied before.
+
+use super::super::Place;
+use super::super::flush::{FlushOp, Step};
+use super::{Destination, Effect, Half, State};
+use crate::format::ids::Mark;
+use crate::format::wire::Report;
+
+impl Destination {
+    /// Call once after each batch of events.
+    pub fn handle_turn(&mut self, effects: &mut Vec<Effect>) {
+        self.sync_if_due(effects);
+        let fill = self.superblock.clean.fill.next();
+        let half = &mut self.halves[fill.half()];
+        if half.fill == fill && half.state == State::Sealed && !half.retiring {
+            match half.flusher.step() {
+                Step::Sync(volumes) => {
+                    effects.extend((0..32).filter(|volume| volumes & (1 << volume) != 0).map(Effect::SyncImage));
+                }
+                Step::Done => {
+                    half.retiring = true;
+                    self.superblock.clean = half.last;
+                    self.superblock.whole |= half.whole;
+                    self.write_state(effects);
+                }
+                Step::Writing | Step::Syncing => {}
+            }
+        }
+        self.promote_on(effects);
+    }
+
+    /// The next device write of an apply; pieces of data are put into `pieces`.
+    pub fn next_apply(&mut self, pieces: &mut Vec<(Place, u64)>) -> Option<FlushOp> {
+        let fill = self.superblock.clean.fill.next();
+        let volumes = self.superblock.volumes.len() as u16;
+        let promoting = self.promoting;
+        let half = &mut self.halves[fill.half()];
+        // Only what is complete and stable in the journal file may touch an image: else a power cut could leave a
+        // mixture there that nothing can repair.
+        let ready = half.state == State::Sealed && half.stored == half.received && !half.volatile;
+        if half.fill != fill || !ready || half.retiring || (promoting && self.state_writing) {
+            return None;
+        }
+        half.flusher.next(&half.index, volumes, pieces)
+    }
+
+    /// One device write of an apply is complete.
+    pub fn handle_applied(&mut self) {
+        self.halves[self.superblock.clean.fill.next().half()].flusher.handle_written();
+    }
+
+    /// An image's device is synced.
+    pub fn handle_image_synced(&mut self, volume: u16) {
+        self.halves[self.superblock.clean.fill.next().half()].flusher.handle_synced(volume);
+    }
+
+    pub(super) fn write_state(&mut self, effects: &mut Vec<Effect>) {
+        self.state_dirty = true;
+        if !self.state_writing {
+            self.state_dirty = false;
+            self.state_writing = true;
+            self.superblock.generation += 1;
+            effects.push(Effect::WriteState(self.superblock.encode(), self.superblock.copy_offset()));
+        }
+    }
+
+    /// The state is durable.
+    pub fn handle_state_written(&mut self, effects: &mut Vec<Effect>) {
+        self.state_writing = false;
+        if self.state_dirty {
+            return self.write_state(effects);
+        }
+        let volumes = self.superblock.volumes.len();
+        let applied = self.superblock.clean;
+        for half in self.halves.iter_mut().filter(|half| half.retiring) {
+            *half = Half { fill: half.fill, last: half.last, ..Half::clean(volumes) };
+            effects.push(Effect::Applied(applied));
+            if self.connected && self.resumed {
+                effects.push(Effect::Report(Report::Applied(applied)));
+            }
+        }
+        if self.superblock.promoted {
+            effects.push(Effect::Promoted(self.superblock.clean));
+        }
+    }
+
+    /// Promote: raises the epoch, which fences the source for good, then applies all that is stored.
+    /// The connection must be closed already. [`Effect::Promoted`] tells the end.
+    pub fn handle_promote(&mut self, effects: &mut Vec<Effect>) {
+        if self.promoting || self.superblock.promoted {
+            return;
+        }
+        self.promoting = true;
+        self.superblock.epoch = self.superblock.epoch.next();
+        self.write_state(effects);
+    }
+
+    /// Whether an apply is behind its pace: it should end before the other half is full.
+    pub fn apply_is_late(&self) -> bool {
+        let fill = self.superblock.clean.fill.next();
+        let (applying, other) = (&self.halves[fill.half()], &self.halves[fill.next().half()]);
+        let total = applying.index.payload_bytes().max(1) as f64;
+        let filled = other.received as f64 / self.superblock.half_bytes as f64;
+        self.promoting || (applying.flusher.written_bytes() as f64 / total) < filled / 0.75
+    }
+
+    fn promote_on(&mut self, effects: &mut Vec<Effect>) {
+        if !self.promoting || self.superblock.promoted || !self.writing.is_empty() || self.state_writing {
+            return;
+        }
+        for half in self.halves.iter_mut().filter(|half| half.state == State::Open) {
+            half.state = State::Sealed;
+        }
+        if self.halves.iter().all(|half| half.state == State::Clean) {
+            self.superblock.promoted = true;
+            self.write_state(effects);
+        } else {
+            self.sync_if_due(effects);
+        }
+    }
+
+    /// What a promote would serve: everything stored.
+    pub fn promise(&self) -> Mark {
+        self.stored
+    }
+}

@@ -1,0 +1,314 @@
+//! The destination's side of one source: verifies frames, stores them, acknowledges the contiguous prefix, and applies
+//! each fill to the images when the source's sync signal says that it is complete.
+//!
+//! - `receive`: what a connected source says, and what is acknowledged.
+//! - `apply`: sealed fills go to the images; a promote applies all that is stored.
+//!
+//! Fill n lives in journal file n mod 2, at the very positions it has in the source's half.
+
+mod apply;
+mod receive;
+#[cfg(test)]
+mod tests;
+
+use super::Place;
+use super::flush::Flusher;
+use super::index::Index;
+use super::recovery::{Found, Recovered};
+use crate::format::block::Block;
+use crate::format::frame::Record;
+use crate::format::ids::{Epoch, Fill, Mark, Seq};
+use crate::format::superblock::Superblock;
+use crate::format::wire::{Report, Verdict, Welcome};
+use crate::limits::MAX_BOUNDARIES;
+use std::collections::VecDeque;
+
+/// What must happen outside.
+#[derive(Debug)]
+pub enum Effect {
+    /// Tell the source.
+    Report(Report),
+    /// Make everything written to both journal files stable and report [`Destination::handle_files_synced`].
+    SyncFiles,
+    /// Write this block to the state file, durably, and report [`Destination::handle_state_written`].
+    WriteState(Box<Block>, u64),
+    /// Sync this image's device and report [`Destination::handle_image_synced`].
+    SyncImage(u16),
+    /// The promote is complete: the images hold everything up to this mark.
+    Promoted(Mark),
+    /// A fill is on the images; for the log.
+    Applied(Mark),
+}
+
+/// A write to a journal file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreOp {
+    /// The half, and thus the file.
+    pub half: usize,
+    /// Where it starts in the half, in bytes.
+    pub start: u64,
+    /// Where it ends.
+    pub end: u64,
+    /// Whether it must be on stable storage when it completes.
+    pub stable: bool,
+}
+
+/// How far a fill has come here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// Applied, or never used: the next fill may go over it.
+    Clean,
+    /// Frames arrive.
+    Open,
+    /// The sync signal came.
+    Sealed,
+}
+
+/// One half: a fill in its journal file.
+#[derive(Debug)]
+pub struct Half {
+    /// The fill it holds, or held last.
+    pub fill: Fill,
+    /// How far it has come.
+    pub state: State,
+    /// Bytes of frames received and verified.
+    pub received: u64,
+    /// Bytes handed to the journal file.
+    pub handed: u64,
+    /// Bytes in the journal file.
+    pub stored: u64,
+    /// Its stored records.
+    pub index: Index,
+    /// Records stored.
+    pub records: u64,
+    /// Boundary after its last stored frame.
+    pub last: Mark,
+    /// Whether the image is a whole copy once it is applied.
+    whole: bool,
+    /// Whether it was written without being made stable since.
+    volatile: bool,
+    flusher: Flusher,
+    /// Whether the superblock that calls it applied is being written.
+    retiring: bool,
+}
+
+impl Half {
+    fn clean(volumes: usize) -> Half {
+        Half {
+            fill: Fill(0),
+            state: State::Clean,
+            received: 0,
+            handed: 0,
+            stored: 0,
+            index: Index::new(volumes),
+            records: 0,
+            last: Mark::default(),
+            whole: false,
+            volatile: false,
+            flusher: Flusher::default(),
+            retiring: false,
+        }
+    }
+
+    /// The word in status.
+    pub fn word(&self) -> &'static str {
+        match self.state {
+            State::Clean => "clean",
+            State::Open => "open",
+            State::Sealed if self.flusher.written_bytes() > 0 => "flushing",
+            State::Sealed => "sealed",
+        }
+    }
+}
+
+/// A frame that is verified but not stored.
+#[derive(Debug)]
+struct Pending {
+    mark: Mark,
+    end: u64,
+    flags: u16,
+    records: Vec<(Record, Place)>,
+}
+
+/// A write that is under way.
+#[derive(Debug)]
+struct Writing {
+    op: StoreOp,
+    frames: usize,
+    done: bool,
+}
+
+/// The state of one source at its destination.
+#[derive(Debug)]
+pub struct Destination {
+    superblock: Superblock,
+    halves: [Half; 2],
+    connected: bool,
+    resumed: bool,
+    /// Boundary after the last frame received.
+    received: Mark,
+    /// Boundary after the last frame stored.
+    stored: Mark,
+    acked: Seq,
+    pending: VecDeque<Pending>,
+    handed: usize,
+    writing: VecDeque<Writing>,
+    /// The last boundaries stored, with where they end in their half.
+    boundaries: VecDeque<(Mark, u64)>,
+    /// Stored frames that wait for a sync: their first and last record.
+    unsynced: VecDeque<(Seq, Seq)>,
+    synced: Seq,
+    syncing: Option<Seq>,
+    state_writing: bool,
+    state_dirty: bool,
+    promoting: bool,
+    verified: Seq,
+}
+
+/// A frame found in a half's memory, with its records and their places.
+pub type Rescanned = (Found, Vec<(Record, Place)>);
+
+impl Destination {
+    /// Continues from what the journal files hold; `records` gives a found frame's records with their places.
+    pub fn recover(
+        superblock: Superblock,
+        recovered: Recovered,
+        mut records: impl FnMut(&Found) -> Vec<(Record, Place)>,
+    ) -> Destination {
+        let volumes = superblock.volumes.len();
+        let applied = superblock.clean;
+        let mut destination = Destination {
+            halves: [Half::clean(volumes), Half::clean(volumes)],
+            connected: false,
+            resumed: false,
+            received: applied,
+            stored: applied,
+            acked: applied.seq,
+            pending: VecDeque::new(),
+            handed: 0,
+            writing: VecDeque::new(),
+            boundaries: VecDeque::from([(applied, 0)]),
+            unsynced: VecDeque::new(),
+            synced: applied.seq,
+            syncing: None,
+            state_writing: false,
+            state_dirty: false,
+            promoting: false,
+            verified: applied.seq,
+            superblock,
+        };
+        for found in [recovered.first, recovered.second] {
+            let frames: Vec<Rescanned> = found.iter().map(|frame| (*frame, records(frame))).collect();
+            destination.adopt(frames);
+        }
+        destination
+    }
+
+    /// Fills a half from frames that are stored already.
+    fn adopt(&mut self, frames: Vec<Rescanned>) {
+        let Some(fill) = frames.first().map(|(found, _)| found.header.fill) else { return };
+        let volumes = self.superblock.volumes.len();
+        let half = &mut self.halves[fill.half()];
+        *half = Half { fill, state: State::Open, volatile: true, ..Half::clean(volumes) };
+        for (found, records) in frames {
+            half.stored = found.header.position + found.header.frame_bytes();
+            half.records += records.len() as u64;
+            records.iter().for_each(|(record, place)| half.index.insert(record, *place));
+            half.last = found.mark;
+            self.stored = found.mark;
+            remember(&mut self.boundaries, found.mark, half.stored);
+        }
+        (half.received, half.handed) = (half.stored, half.stored);
+        (self.received, self.acked) = (self.stored, self.stored.seq);
+    }
+
+    /// What to answer a source that introduces itself. `Err`: not now, operations of the last connection are still
+    /// under way; try again.
+    pub fn welcome(&self, hello: &Superblock) -> Result<Welcome, &'static str> {
+        let ours = &self.superblock;
+        let refuse = |verdict, reason: String| Ok(Welcome::refuse(verdict, ours.epoch, reason));
+        if self.fences(hello.epoch) {
+            let reason = format!("source {} is fenced: the destination was promoted in epoch {}", ours.name, ours.epoch);
+            return refuse(Verdict::Fenced, reason);
+        }
+        if hello.epoch > ours.epoch {
+            let reason = format!("the source lives in epoch {}, this destination in {}", hello.epoch, ours.epoch);
+            return refuse(Verdict::Refused, reason);
+        }
+        if hello.source != ours.source || hello.half_bytes != ours.half_bytes {
+            return refuse(
+                Verdict::Refused,
+                format!(
+                    "this destination mirrors source {} with another journal (identity {}, {} bytes a half; the source's is {}, \
+                     {} bytes a half). If the source's volumes are right, stop the destination and remove its folder of \
+                     this source: everything is copied again",
+                    ours.name, ours.source, ours.half_bytes, hello.source, hello.half_bytes
+                ),
+            );
+        }
+        if self.connected || !self.idle() {
+            return Err("the last connection's writes are still under way");
+        }
+        Ok(Welcome {
+            verdict: Verdict::Welcome,
+            epoch: ours.epoch,
+            whole: ours.whole,
+            fresh: self.fresh(),
+            applied: ours.clean,
+            boundaries: self.boundaries.iter().map(|(mark, _)| *mark).collect(),
+            reason: String::new(),
+        })
+    }
+
+    /// Whether a source of that epoch must never get a write answered again.
+    pub fn fences(&self, epoch: Epoch) -> bool {
+        epoch < self.superblock.epoch || self.promoting || self.superblock.promoted
+    }
+
+    /// Whether nothing of this source was ever stored.
+    pub fn fresh(&self) -> bool {
+        self.stored == Mark::default()
+    }
+
+    /// Whether a promote would give a consistent image.
+    pub fn promotable(&self) -> bool {
+        self.superblock.whole
+    }
+
+    /// Whether no journal write is under way.
+    fn idle(&self) -> bool {
+        self.writing.is_empty() && !self.state_writing
+    }
+
+    /// The durable facts as they will be next.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// Both halves.
+    pub fn halves(&self) -> &[Half; 2] {
+        &self.halves
+    }
+
+    /// Boundary after the last frame stored.
+    pub fn stored(&self) -> Mark {
+        self.stored
+    }
+
+    /// The last record up to which our digest was compared with the source's.
+    pub fn verified(&self) -> Seq {
+        self.verified
+    }
+
+    /// Whether a source is connected.
+    pub fn connected(&self) -> bool {
+        self.connected
+    }
+}
+
+fn remember(boundaries: &mut VecDeque<(Mark, u64)>, mark: Mark, end: u64) {
+    if boundaries.len() == MAX_BOUNDARIES {
+        boundaries.pop_front();
+    }
+    boundaries.push_back((mark, end));
+}

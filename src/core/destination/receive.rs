@@ -1,0 +1,275 @@
+//! What a connected source says, and what is acknowledged.
+//!
+//! An acknowledgement names the last record of the contiguous stored prefix. In durability `always` each journal
+//! write is stable by itself; with `flush` a frame that asks for it, and all before it, is synced first.
+
+use super::super::Place;
+use super::super::recovery::follows;
+use super::{Destination, Effect, Half, Pending, Rescanned, State, StoreOp, Writing, remember};
+use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Record};
+use crate::format::ids::{Digest, Mark, Seq};
+use crate::format::wire::{Report, Signal};
+
+/// Bytes that make another journal write worth its system call while others are under way.
+const GATHER_BYTES: u64 = 32 << 10;
+/// Journal writes under way at which frames gather even so.
+const BUSY: usize = 4;
+
+impl Destination {
+    /// A source was welcomed.
+    pub fn handle_connected(&mut self) {
+        (self.connected, self.resumed) = (true, false);
+    }
+
+    /// The connection is gone: what was received but isn't being stored is forgotten.
+    pub fn handle_disconnected(&mut self) {
+        (self.connected, self.resumed) = (false, false);
+        self.pending.truncate(self.handed);
+        self.forget_unhanded();
+    }
+
+    /// Sets what counts as received back to what was handed to the journal files.
+    fn forget_unhanded(&mut self) {
+        self.received = self.pending.back().map_or(self.stored, |pending| pending.mark);
+        for half in &mut self.halves {
+            half.received = half.handed;
+            if half.state == State::Open && half.handed == 0 {
+                half.state = State::Clean;
+            }
+        }
+    }
+
+    /// The source gave a signal. `rescan` finds the frames of a fill that are stored in its half, from the boundary
+    /// before it to the given mark. An error closes the connection.
+    pub fn handle_signal(
+        &mut self,
+        signal: Signal,
+        rescan: &mut dyn FnMut(Mark, Mark) -> Vec<Rescanned>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), String> {
+        match signal {
+            Signal::Resume { .. } if self.resumed => Err("the source resumes twice".into()),
+            Signal::Resume { common, from_scratch: true } => self.start_over(common, effects),
+            Signal::Resume { common, from_scratch: false } => self.drop_after(common, rescan),
+            Signal::Sync { .. } if !self.resumed => Err("the source signals before it resumed".into()),
+            Signal::Sync { last, whole } => self.seal(last, whole, effects),
+        }
+    }
+
+    fn start_over(&mut self, common: Mark, effects: &mut Vec<Effect>) -> Result<(), String> {
+        if !self.fresh() {
+            return Err(format!("the source wants to start over, but {} is stored here", self.stored));
+        }
+        self.superblock.clean = common;
+        self.superblock.whole = false;
+        (self.received, self.stored, self.acked) = (common, common, common.seq);
+        (self.synced, self.verified) = (common.seq, common.seq);
+        self.boundaries.clear();
+        self.boundaries.push_back((common, 0));
+        self.resumed = true;
+        self.write_state(effects);
+        Ok(())
+    }
+
+    /// Drops what the source doesn't have: it was never answered.
+    fn drop_after(
+        &mut self,
+        common: Mark,
+        rescan: &mut dyn FnMut(Mark, Mark) -> Vec<Rescanned>,
+    ) -> Result<(), String> {
+        let known = self.boundaries.iter().any(|(mark, _)| *mark == common);
+        if !known {
+            return Err(format!("the source resumes at {common}, which isn't stored here"));
+        }
+        self.resumed = true;
+        if common == self.stored {
+            return Ok(());
+        }
+        let dropped = self.halves.iter().filter(|half| half.state != State::Clean && half.last.seq > common.seq);
+        if dropped.clone().any(|half| half.state == State::Sealed) {
+            return Err(format!("the source resumes at {common}, before the end of a fill that it called complete"));
+        }
+        let volumes = self.superblock.volumes.len();
+        let mut refill = None;
+        for half in self.halves.iter_mut().filter(|half| half.state != State::Clean && half.last.seq > common.seq) {
+            if half.fill == common.fill {
+                refill = Some(common);
+            }
+            *half = Half::clean(volumes);
+        }
+        self.boundaries.retain(|(mark, _)| mark.seq <= common.seq);
+        (self.stored, self.received, self.acked) = (common, common, common.seq);
+        self.synced = self.synced.min(common.seq);
+        self.unsynced.clear();
+        if let Some(common) = refill {
+            let before = match self.halves[1 - common.fill.half()].state {
+                State::Clean => self.superblock.clean,
+                _ => self.halves[1 - common.fill.half()].last,
+            };
+            let boundaries = std::mem::take(&mut self.boundaries);
+            self.adopt(rescan(before, common));
+            self.boundaries = boundaries;
+            if self.stored != common {
+                return Err(format!("the frames up to {common} can't be found again in this fill's half"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a frame with this header may come now; checked before its payload is waited for.
+    pub fn admit(&self, header: &Header) -> Result<(), String> {
+        let ours = &self.superblock;
+        if !self.resumed {
+            return Err("a frame before the source resumed".into());
+        }
+        if header.epoch != ours.epoch {
+            return Err(format!("a frame of epoch {}, this is epoch {}", header.epoch, ours.epoch));
+        }
+        let half = &self.halves[header.fill.half()];
+        let next = header.fill == self.received.fill.next();
+        let position = if half.fill == header.fill && half.state == State::Open { half.received } else { 0 };
+        let free = match half.state {
+            State::Clean => next,
+            State::Open => half.fill == header.fill,
+            State::Sealed => false,
+        };
+        let earlier_sealed = !next || self.halves[1 - header.fill.half()].state != State::Open;
+        if !free || !earlier_sealed {
+            return Err(format!("a frame of fill {} while fill {} isn't done with", header.fill, half.fill));
+        }
+        follows(header, ours.source, header.fill, position, self.received)?;
+        if header.position + header.frame_bytes() > ours.half_bytes {
+            return Err(format!("frame at byte {} exceeds the half", header.position));
+        }
+        Ok(())
+    }
+
+    /// A frame that [`Destination::admit`] let in is complete in memory, and its payloads' checksums are right.
+    pub fn handle_frame(
+        &mut self,
+        header: &Header,
+        digest: Digest,
+        records: Vec<(Record, Place)>,
+    ) -> Result<(), String> {
+        for (record, _) in &records {
+            let volume = self.superblock.volumes.get(usize::from(record.volume));
+            if !volume.is_some_and(|volume| record.end() <= volume.size_bytes) {
+                return Err(format!(
+                    "a record beyond its volume (volume {}, {} bytes from byte {})",
+                    record.volume, record.length, record.offset
+                ));
+            }
+        }
+        let half = &mut self.halves[header.fill.half()];
+        if half.state == State::Clean {
+            let volumes = self.superblock.volumes.len();
+            *half = Half { fill: header.fill, state: State::Open, ..Half::clean(volumes) };
+        }
+        half.received = header.position + header.frame_bytes();
+        self.received = Mark { fill: header.fill, seq: header.last(), digest };
+        let end = half.received;
+        self.pending.push_back(Pending { mark: self.received, end, flags: header.flags, records });
+        Ok(())
+    }
+
+    /// The next write to a journal file, when one is due: one for all complete frames that lie side by side.
+    pub fn next_store(&mut self) -> Option<StoreOp> {
+        let first = self.pending.get(self.handed)?;
+        let half = &self.halves[first.mark.fill.half()];
+        let gathered = half.received - half.handed;
+        let under_way = self.writing.len();
+        if self.state_writing || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= BUSY)) {
+            return None;
+        }
+        let fill = first.mark.fill;
+        let frames = self.pending.iter().skip(self.handed).take_while(|pending| pending.mark.fill == fill);
+        let (mut count, mut end, mut stable) = (0, half.handed, false);
+        for pending in frames {
+            count += 1;
+            end = pending.end;
+            stable |= pending.flags & FLAG_STABLE != 0;
+        }
+        let op = StoreOp { half: fill.half(), start: half.handed, end, stable };
+        self.halves[fill.half()].handed = end;
+        self.handed += count;
+        self.writing.push_back(Writing { op, frames: count, done: false });
+        Some(op)
+    }
+
+    /// A write that [`Destination::next_store`] gave is complete.
+    pub fn handle_stored(&mut self, op: StoreOp, effects: &mut Vec<Effect>) {
+        if let Some(writing) = self.writing.iter_mut().find(|writing| writing.op == op) {
+            writing.done = true;
+        }
+        while let Some(done) = self.writing.pop_front_if(|writing| writing.done) {
+            self.handed -= done.frames;
+            for pending in self.pending.drain(..done.frames) {
+                let half = &mut self.halves[pending.mark.fill.half()];
+                pending.records.iter().for_each(|(record, place)| half.index.insert(record, *place));
+                half.records += pending.records.len() as u64;
+                half.stored = pending.end;
+                half.last = pending.mark;
+                half.volatile |= !done.op.stable;
+                if pending.flags & FLAG_SYNC != 0 {
+                    self.unsynced.push_back((self.stored.seq.next(), pending.mark.seq));
+                }
+                self.stored = pending.mark;
+                remember(&mut self.boundaries, pending.mark, pending.end);
+            }
+        }
+        self.acknowledge(effects);
+    }
+
+    /// What was written to the files when the sync was asked for is stable.
+    pub fn handle_files_synced(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(seq) = self.syncing.take() {
+            self.synced = self.synced.max(seq);
+            while self.unsynced.pop_front_if(|(_, last)| *last <= seq).is_some() {}
+            for half in self.halves.iter_mut().filter(|half| half.last.seq <= seq) {
+                half.volatile = false;
+            }
+            self.acknowledge(effects);
+        }
+    }
+
+    fn acknowledge(&mut self, effects: &mut Vec<Effect>) {
+        let safe = self.unsynced.front().map_or(self.stored.seq, |(first, _)| Seq(first.0 - 1));
+        if safe > self.acked {
+            self.acked = safe;
+            if self.connected && self.resumed {
+                effects.push(Effect::Report(Report::Stored(safe)));
+            }
+        }
+    }
+
+    pub(super) fn sync_if_due(&mut self, effects: &mut Vec<Effect>) {
+        let sealed = |half: &Half| half.state == State::Sealed && half.volatile && half.stored == half.received;
+        if self.syncing.is_none() && (!self.unsynced.is_empty() || self.halves.iter().any(sealed)) {
+            self.syncing = Some(self.stored.seq);
+            effects.push(Effect::SyncFiles);
+        }
+    }
+
+    fn seal(&mut self, last: Mark, whole: bool, effects: &mut Vec<Effect>) -> Result<(), String> {
+        let applied = self.superblock.clean;
+        if last.fill <= applied.fill {
+            if last.fill == applied.fill && (last.seq, last.digest) != (applied.seq, applied.digest) {
+                return Err(format!("fill {} ended at {applied} here, at {last} at the source", last.fill));
+            }
+            // Applied before the connection was lost; the report went with it. What is being written is reported then.
+            if !self.state_writing && !self.state_dirty {
+                effects.push(Effect::Report(Report::Applied(applied)));
+            }
+            return Ok(());
+        }
+        // The source signals only what we acknowledged, so all of it is stored.
+        let half = &mut self.halves[last.fill.half()];
+        if half.fill != last.fill || half.state == State::Clean || half.last != last {
+            return Err(format!("the sync signal is for {last}, but fill {} is at {} here", half.fill, half.last));
+        }
+        self.verified = self.verified.max(last.seq);
+        half.state = State::Sealed;
+        half.whole = whole;
+        Ok(())
+    }
+}

@@ -1,0 +1,263 @@
+//! Files and devices: opened exclusively, with O_DIRECT, measured, preallocated; and the few synchronous transfers
+//! that a start needs.
+
+use super::memory::Memory;
+use crate::core::Place;
+use crate::format::block::Block;
+use crate::limits::BLOCK_BYTES;
+use nix::fcntl::{Flock, FlockArg};
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// What went wrong with a file or device: what it is for, where it is, the cause, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {}: {cause}", path.display())]
+pub struct DiskError {
+    what: &'static str,
+    path: PathBuf,
+    cause: String,
+}
+
+/// An open file or block device. It is locked against other daemons as long as it is open.
+#[derive(Debug)]
+pub struct Disk {
+    file: Flock<File>,
+    path: PathBuf,
+    what: &'static str,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Smallest unit of O_DIRECT transfers, in bytes.
+    pub block_bytes: u32,
+    /// Whether it is a block device.
+    pub is_device: bool,
+}
+
+impl Disk {
+    /// Opens an existing file or block device for O_DIRECT. `what` names its part in messages ("volume", "journal"…).
+    pub fn open(what: &'static str, path: &Path) -> Result<Disk, DiskError> {
+        let fail = |cause: String| DiskError { what, path: path.to_owned(), cause };
+        let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => fail("there is no such file or device; check the path in the configuration".into()),
+            _ => fail(error.to_string()),
+        })?;
+        let is_device = metadata.file_type().is_block_device();
+        if !is_device && !metadata.is_file() {
+            return Err(fail("is neither a regular file nor a block device".into()));
+        }
+        if let Some(user) = mounted_elsewhere(path, &metadata) {
+            return Err(fail(format!("{user}; unmount or detach it first")));
+        }
+        // On a block device O_EXCL fails where a file system or another exclusive user has it.
+        let exclusive = if is_device { libc::O_EXCL } else { 0 };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_DIRECT | exclusive | libc::O_CLOEXEC);
+        let file = options.open(path).map_err(|error| match error.raw_os_error() {
+            Some(libc::EBUSY) => fail("the device is in use: mounted, or held by another program".into()),
+            Some(libc::EINVAL) => fail("this file system doesn't support O_DIRECT; put it on another one".into()),
+            _ => fail(error.to_string()),
+        })?;
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+            nix::Error::EWOULDBLOCK => fail("is in use by another daemon (its lock is held)".into()),
+            other => fail(other.to_string()),
+        })?;
+        let mut disk = Disk { file, path: path.to_owned(), what, size_bytes: metadata.len(), block_bytes: 512, is_device };
+        disk.measure().map_err(|error| disk.error(&error))?;
+        Ok(disk)
+    }
+
+    /// Opens a file or device, making a file that isn't there.
+    pub fn open_or_create(what: &'static str, path: &Path) -> Result<Disk, DiskError> {
+        if !path.exists() {
+            let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+            made.map_err(|error| DiskError { what, path: path.to_owned(), cause: format!("can't be made: {error}") })?;
+        }
+        Disk::open(what, path)
+    }
+
+    fn measure(&mut self) -> io::Result<()> {
+        if self.is_device {
+            use std::io::{Seek, SeekFrom};
+            self.size_bytes = (&*self.file).seek(SeekFrom::End(0))?;
+        }
+        let path = CString::new(self.path.as_os_str().as_bytes())?;
+        // SAFETY: statx writes into a zeroed struct of its own type; all-zero is a valid value of it.
+        let (result, stat) = unsafe {
+            let mut stat = std::mem::zeroed::<libc::statx>();
+            (libc::statx(libc::AT_FDCWD, path.as_ptr(), 0, libc::STATX_DIOALIGN, &mut stat), stat)
+        };
+        // Linux before 6.1, and some file systems, don't tell: 4096 is right everywhere.
+        let told = result == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0;
+        self.block_bytes = if told { stat.stx_dio_offset_align.max(512) } else { BLOCK_BYTES as u32 };
+        if told && stat.stx_dio_mem_align > self.block_bytes {
+            self.block_bytes = stat.stx_dio_mem_align.min(BLOCK_BYTES as u32);
+        }
+        Ok(())
+    }
+
+    /// An error about this disk.
+    pub fn error(&self, cause: &dyn std::fmt::Display) -> DiskError {
+        DiskError { what: self.what, path: self.path.clone(), cause: cause.to_string() }
+    }
+
+    /// For the ring; valid as long as the disk lives.
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a regular file `bytes` long with every block written, so that later writes change no metadata. A block
+    /// device must be that large already.
+    pub fn preallocate(&mut self, bytes: u64) -> Result<(), DiskError> {
+        if self.is_device {
+            if self.size_bytes < bytes {
+                return Err(self.error(&format!("holds {} bytes, {bytes} are needed", self.size_bytes)));
+            }
+            return Ok(());
+        }
+        let full = |disk: &Disk, error: io::Error| match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => disk.error(&format!(
+                "no room for {bytes} bytes on this file system ({error}); free some, or make the journal smaller"
+            )),
+            _ => disk.error(&error),
+        };
+        let allocated = nix::fcntl::fallocate(&*self.file, nix::fcntl::FallocateFlags::empty(), 0, bytes as i64);
+        match allocated {
+            Ok(()) | Err(nix::Error::EOPNOTSUPP) => {}
+            Err(error) => return Err(full(self, error.into())),
+        }
+        let piece = 1 << 20;
+        let zeros = Memory::map(piece).map_err(|error| self.error(&error))?;
+        // SAFETY: the mapping is new, and nobody else knows it.
+        let zeros = unsafe { zeros.bytes(Place(0), piece) };
+        let mut at = 0;
+        while at < bytes {
+            let length = (bytes - at).min(piece as u64);
+            self.file.write_all_at(&zeros[..length as usize], at).map_err(|error| full(self, error))?;
+            at += length;
+        }
+        self.file.sync_all().map_err(|error| full(self, error))?;
+        self.size_bytes = bytes;
+        // The name must survive a power cut as well as the contents.
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| self.error(&error))
+    }
+
+    /// Reads into memory that nobody else uses yet. Bytes beyond the end of a file stay zero.
+    pub fn load(&self, memory: &Memory, place: Place, offset: u64, bytes: u64) -> Result<(), DiskError> {
+        // SAFETY: only called at a start, before any operation is under way in this memory.
+        let target = unsafe { memory.bytes_mut(place, bytes as usize) };
+        let mut done = 0;
+        while done < target.len() {
+            let end = (done + (4 << 20)).min(target.len());
+            match self.file.read_at(&mut target[done..end], offset + done as u64) {
+                Ok(0) => return Ok(()),
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let at = offset + done as u64;
+                    return Err(self.error(&format!("can't be read at byte {at}: {error}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one block, durably.
+    pub fn store_block(&self, block: &Block, offset: u64) -> Result<(), DiskError> {
+        let memory = Memory::map(BLOCK_BYTES).map_err(|error| self.error(&error))?;
+        // SAFETY: the mapping is new, and nobody else knows it.
+        let aligned = unsafe { memory.bytes_mut(Place(0), BLOCK_BYTES) };
+        aligned.copy_from_slice(block);
+        let written = self.file.write_all_at(aligned, offset).and_then(|()| self.file.sync_data());
+        written.map_err(|error| self.error(&format!("can't be written at byte {offset}: {error}")))
+    }
+
+    /// Reads the first two blocks and tells whether the disk is blank: whether everything before `until` is zero.
+    pub fn first_blocks(&self, until: u64) -> Result<([Box<Block>; 2], bool), DiskError> {
+        let memory = Memory::map(until as usize).map_err(|error| self.error(&error))?;
+        self.load(&memory, Place(0), 0, until)?;
+        // SAFETY: the mapping is new, and nobody else knows it.
+        let bytes = unsafe { memory.bytes(Place(0), until as usize) };
+        let block = |n: usize| {
+            let mut block = Box::new([0; BLOCK_BYTES]);
+            block.copy_from_slice(&bytes[n * BLOCK_BYTES..(n + 1) * BLOCK_BYTES]);
+            block
+        };
+        Ok(([block(0), block(1)], bytes.iter().all(|byte| *byte == 0)))
+    }
+
+    /// How many bytes from `offset` on are a hole (up to `limit`), and how many are data where none are.
+    pub fn extent(&self, offset: u64, limit: u64) -> Extent {
+        if self.is_device {
+            return Extent::Data(limit);
+        }
+        let seek = |whence| nix::unistd::lseek(&*self.file, offset as i64, whence).map(|at| at as u64);
+        match seek(nix::unistd::Whence::SeekData) {
+            Err(nix::Error::ENXIO) => Extent::Hole(limit),
+            Ok(data) if data > offset => Extent::Hole((data - offset).min(limit)),
+            Ok(_) => match seek(nix::unistd::Whence::SeekHole) {
+                Ok(hole) if hole > offset => Extent::Data((hole - offset).min(limit)),
+                _ => Extent::Data(limit),
+            },
+            // A file system that can't tell.
+            Err(_) => Extent::Data(limit),
+        }
+    }
+}
+
+/// A part of a file, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Not allocated: reads as zeros.
+    Hole(u64),
+    /// Allocated.
+    Data(u64),
+}
+
+/// Sixteen random bytes from the system.
+pub fn random_id() -> io::Result<crate::format::ids::Id> {
+    let mut id = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut id)?;
+    Ok(crate::format::ids::Id(id))
+}
+
+/// Who has a device mounted, or a file attached as a loop device. Where the system doesn't tell, the exclusive open
+/// has the last word.
+fn mounted_elsewhere(path: &Path, metadata: &std::fs::Metadata) -> Option<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounted_at = |major: u64, minor: u64| {
+        let number = format!("{major}:{minor}");
+        mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find_map(|fields| {
+            (fields.get(2) == Some(&number.as_str())).then(|| fields.get(4).copied().unwrap_or("?").to_owned())
+        })
+    };
+    if metadata.file_type().is_block_device() {
+        let device = metadata.rdev();
+        let at = mounted_at(libc::major(device).into(), libc::minor(device).into())?;
+        return Some(format!("is mounted on {at}"));
+    }
+    let canonical = path.canonicalize().ok()?;
+    for entry in std::fs::read_dir("/sys/block").ok()?.flatten() {
+        let backing = std::fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if backing.trim_end() != canonical.to_string_lossy() {
+            continue;
+        }
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let number = std::fs::read_to_string(entry.path().join("dev")).unwrap_or_default();
+        let at = number.trim().split_once(':').and_then(|(major, minor)| mounted_at(major.parse().ok()?, minor.parse().ok()?));
+        return Some(match at {
+            Some(at) => format!("is attached as /dev/{name}, which is mounted on {at}"),
+            None => format!("is attached as /dev/{name}"),
+        });
+    }
+    None
+}

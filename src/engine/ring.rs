@@ -1,0 +1,286 @@
+//! io_uring operations that own what they need until they are complete.
+//!
+//! Every operation's memory is in the engine's [`Memory`], of which the ring holds a reference; its list of pieces is
+//! in a slot of the ring. Writes, reads of files and sends are carried to their end: what the kernel did only partly
+//! is submitted again.
+
+use super::memory::Memory;
+use crate::core::Place;
+use io_uring::{IoUring, opcode, squeue::Entry, types};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Entries of the submission queue; more wait in a list of our own.
+const ENTRIES: u32 = 512;
+
+/// Why there is no ring.
+#[derive(Debug, thiserror::Error)]
+#[error("io_uring can't be used: {cause}. {remedy}")]
+pub struct RingError {
+    cause: io::Error,
+    remedy: &'static str,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Receive,
+    Send,
+    Write { offset: u64, stable: bool },
+    Read { offset: u64 },
+    Sync,
+    Allocate { mode: i32, offset: u64, length: u64 },
+    Wake,
+}
+
+struct Slot<T> {
+    token: Option<T>,
+    kind: Kind,
+    fd: RawFd,
+    pieces: Vec<libc::iovec>,
+    /// Pieces before this one are done with.
+    at: usize,
+    header: Box<libc::msghdr>,
+    done: usize,
+    counter: Box<u64>,
+}
+
+/// A ring whose operations are named by tokens of type `T`.
+pub struct Ring<T> {
+    uring: IoUring,
+    memory: Arc<Memory>,
+    slots: Vec<Slot<T>>,
+    free: Vec<u32>,
+    backlog: VecDeque<Entry>,
+    under_way: usize,
+}
+
+impl<T: Copy> Ring<T> {
+    /// Makes a ring for the calling thread, which must be the one that uses it.
+    pub fn new(memory: Arc<Memory>) -> Result<Ring<T>, RingError> {
+        let build = |modern: bool| {
+            let mut builder = IoUring::builder();
+            builder.setup_cqsize(ENTRIES * 4).dontfork();
+            if modern {
+                builder.setup_single_issuer().setup_defer_taskrun();
+            }
+            builder.build(ENTRIES)
+        };
+        let uring = match build(true) {
+            // Before Linux 6.1.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => build(false),
+            other => other,
+        };
+        let uring = uring.map_err(|cause| {
+            let remedy = match cause.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => {
+                    "It is switched off for this process: set kernel.io_uring_disabled to 0 with sysctl, or allow io_uring_setup in the container's seccomp profile"
+                }
+                Some(libc::ENOSYS) => "This kernel has none, or a sandbox hides it: use Linux 5.15 or later with CONFIG_IO_URING",
+                Some(libc::ENOMEM) => "Too little memory may be locked: raise the limit (ulimit -l, LimitMEMLOCK=)",
+                _ => "See io_uring_setup(2)",
+            };
+            RingError { cause, remedy }
+        })?;
+        Ok(Ring { uring, memory, slots: Vec::new(), free: Vec::new(), backlog: VecDeque::new(), under_way: 0 })
+    }
+
+    /// Operations that aren't complete, wake-ups left out.
+    pub fn under_way(&self) -> usize {
+        self.under_way
+    }
+
+    /// Receives into the pieces, in order; completes with the bytes of one receive (0: end of stream).
+    pub fn receive(&mut self, token: T, fd: RawFd, pieces: &[(Place, u64)]) {
+        self.start(token, Kind::Receive, fd, pieces);
+    }
+
+    /// Sends all of the pieces.
+    pub fn send(&mut self, token: T, fd: RawFd, pieces: &[(Place, u64)]) {
+        self.start(token, Kind::Send, fd, pieces);
+    }
+
+    /// Writes all of the pieces from `offset` on; `stable`: completes when they are on stable storage.
+    pub fn write(&mut self, token: T, fd: RawFd, offset: u64, pieces: &[(Place, u64)], stable: bool) {
+        self.start(token, Kind::Write { offset, stable }, fd, pieces);
+    }
+
+    /// Fills all of the pieces from `offset` on.
+    pub fn read(&mut self, token: T, fd: RawFd, offset: u64, pieces: &[(Place, u64)]) {
+        self.start(token, Kind::Read { offset }, fd, pieces);
+    }
+
+    /// Makes everything written to the file stable.
+    pub fn sync(&mut self, token: T, fd: RawFd) {
+        self.start(token, Kind::Sync, fd, &[]);
+    }
+
+    /// `fallocate` with this mode.
+    pub fn allocate(&mut self, token: T, fd: RawFd, mode: i32, offset: u64, length: u64) {
+        self.start(token, Kind::Allocate { mode, offset, length }, fd, &[]);
+    }
+
+    /// Completes once when the eventfd was written to.
+    pub fn wake_on(&mut self, token: T, fd: RawFd) {
+        self.start(token, Kind::Wake, fd, &[]);
+        self.under_way -= 1;
+    }
+
+    fn start(&mut self, token: T, kind: Kind, fd: RawFd, pieces: &[(Place, u64)]) {
+        let index = self.free.pop().unwrap_or_else(|| {
+            // SAFETY: an all-zero msghdr is a valid one: no name, no pieces, no control data.
+            let header = Box::new(unsafe { std::mem::zeroed::<libc::msghdr>() });
+            self.slots.push(Slot {
+                token: None,
+                kind,
+                fd,
+                pieces: Vec::new(),
+                at: 0,
+                header,
+                done: 0,
+                counter: Box::new(0),
+            });
+            (self.slots.len() - 1) as u32
+        });
+        let slot = &mut self.slots[index as usize];
+        (slot.token, slot.kind, slot.fd, slot.at, slot.done) = (Some(token), kind, fd, 0, 0);
+        slot.pieces.clear();
+        for (place, bytes) in pieces {
+            let iov_base = self.memory.address(*place, *bytes as usize).cast();
+            slot.pieces.push(libc::iovec { iov_base, iov_len: *bytes as usize });
+        }
+        self.under_way += 1;
+        self.submit(index);
+    }
+
+    /// Queues what is left of a slot's operation.
+    fn submit(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        let fd = types::Fd(slot.fd);
+        let left = &mut slot.pieces[slot.at..];
+        let (first, count) = (left.as_mut_ptr(), left.len() as u32);
+        let single = left.first().filter(|_| count == 1).map(|piece| (piece.iov_base.cast::<u8>(), piece.iov_len as u32));
+        slot.header.msg_iov = first;
+        slot.header.msg_iovlen = count as usize;
+        let done = slot.done as u64;
+        let entry = match (slot.kind, single) {
+            (Kind::Receive, Some((at, bytes))) => opcode::Recv::new(fd, at, bytes).build(),
+            (Kind::Receive, None) => opcode::RecvMsg::new(fd, &mut *slot.header).build(),
+            (Kind::Send, Some((at, bytes))) => opcode::Send::new(fd, at, bytes).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build(),
+            (Kind::Send, None) => {
+                let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+                opcode::SendMsg::new(fd, &*slot.header).flags(flags).build()
+            }
+            (Kind::Write { offset, stable }, single) => {
+                let flags = if stable { libc::RWF_DSYNC } else { 0 };
+                match single {
+                    Some((at, bytes)) => opcode::Write::new(fd, at, bytes).offset(offset + done).rw_flags(flags).build(),
+                    None => opcode::Writev::new(fd, first, count).offset(offset + done).rw_flags(flags).build(),
+                }
+            }
+            (Kind::Read { offset }, Some((at, bytes))) => opcode::Read::new(fd, at, bytes).offset(offset + done).build(),
+            (Kind::Read { offset }, None) => opcode::Readv::new(fd, first, count).offset(offset + done).build(),
+            (Kind::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            (Kind::Allocate { mode, offset, length }, _) => {
+                opcode::Fallocate::new(fd, length).offset(offset).mode(mode).build()
+            }
+            (Kind::Wake, _) => opcode::Read::new(fd, (&raw mut *slot.counter).cast(), 8).build(),
+        };
+        self.backlog.push_back(entry.user_data(index.into()));
+    }
+
+    /// Moves the backlog into the submission queue as far as it has room.
+    fn fill_queue(&mut self) {
+        let mut queue = self.uring.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: the entry's memory is in `self.memory` or in its slot. The mapping lives as long as the ring; the
+            // slot (its pieces, header and counter are heap memory that doesn't move with it) isn't reused before
+            // the completion was taken; the descriptor is kept open by the caller until then.
+            if unsafe { queue.push(entry) }.is_err() {
+                break;
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    /// Submits what is queued, waits for at least one completion or the timeout, and puts the finished operations
+    /// into `finished`: their token and the bytes they moved.
+    pub fn wait(&mut self, timeout: Option<Duration>, finished: &mut Vec<(T, io::Result<usize>)>) -> io::Result<()> {
+        self.fill_queue();
+        while !self.backlog.is_empty() {
+            self.uring.submit()?;
+            self.fill_queue();
+        }
+        let entered = match timeout {
+            None => self.uring.submit_and_wait(1),
+            Some(timeout) => {
+                let timespec = types::Timespec::from(timeout);
+                self.uring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&timespec))
+            }
+        };
+        match entered {
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => return Err(error),
+            _ => {}
+        }
+        loop {
+            let next = self.uring.completion().next();
+            let Some(completion) = next else { return Ok(()) };
+            let (index, result) = (completion.user_data() as u32, completion.result());
+            if let Some(outcome) = self.carry_on(index, result) {
+                let slot = &mut self.slots[index as usize];
+                self.under_way -= usize::from(!matches!(slot.kind, Kind::Wake));
+                if let Some(token) = slot.token.take() {
+                    finished.push((token, outcome));
+                }
+                self.free.push(index);
+            }
+        }
+    }
+
+    /// Takes a completion; `None` where the rest was submitted again.
+    fn carry_on(&mut self, index: u32, result: i32) -> Option<io::Result<usize>> {
+        let slot = &mut self.slots[index as usize];
+        if matches!(-result, libc::EINTR | libc::EAGAIN) {
+            self.submit(index);
+            return None;
+        }
+        if result < 0 {
+            return Some(Err(io::Error::from_raw_os_error(-result)));
+        }
+        let mut moved = result as usize;
+        slot.done += moved;
+        if matches!(slot.kind, Kind::Receive | Kind::Sync | Kind::Allocate { .. } | Kind::Wake) {
+            return Some(Ok(slot.done));
+        }
+        while let Some(piece) = slot.pieces.get_mut(slot.at) {
+            if moved < piece.iov_len {
+                piece.iov_base = piece.iov_base.wrapping_byte_add(moved);
+                piece.iov_len -= moved;
+                break;
+            }
+            moved -= piece.iov_len;
+            slot.at += 1;
+        }
+        if slot.at == slot.pieces.len() {
+            return Some(Ok(slot.done));
+        }
+        if result == 0 {
+            return Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "nothing more could be moved")));
+        }
+        self.submit(index);
+        None
+    }
+}
+
+impl<T> Drop for Ring<T> {
+    fn drop(&mut self) {
+        // The engine drains the ring before it ends. Should it not have, the kernel may still use the memory: keep it
+        // for good rather than unmap it.
+        if self.under_way > 0 {
+            std::mem::forget(self.memory.clone());
+            std::mem::forget(std::mem::take(&mut self.slots));
+        }
+    }
+}
