@@ -134,10 +134,7 @@ impl OptionHeader {
     pub fn parse(bytes: &[u8; OPTION_HEADER_BYTES]) -> Result<OptionHeader, u64> {
         let layout: OptionLayout = zerocopy::transmute!(*bytes);
         match layout.magic.get() {
-            OPTION_MAGIC => Ok(OptionHeader {
-                option: layout.option.get(),
-                length: layout.length.get(),
-            }),
+            OPTION_MAGIC => Ok(OptionHeader { option: layout.option.get(), length: layout.length.get() }),
             other => Err(other),
         }
     }
@@ -162,15 +159,10 @@ impl<'a> InfoRequest<'a> {
         let name = take_string(&mut data)?;
         let count = u16::from_be_bytes(take(&mut data)?);
         if data.len() != 2 * usize::from(count) {
-            return Err(Malformed(
-                "the count of information requests does not match the option's length",
-            ));
+            return Err(Malformed("the count of information requests does not match the option's length"));
         }
         let (kinds, _) = data.as_chunks::<2>();
-        Ok(InfoRequest {
-            name,
-            kinds: kinds.iter().map(|kind| u16::from_be_bytes(*kind)).collect(),
-        })
+        Ok(InfoRequest { name, kinds: kinds.iter().map(|kind| u16::from_be_bytes(*kind)).collect() })
     }
 }
 
@@ -189,9 +181,7 @@ impl<'a> ContextRequest<'a> {
         let name = take_string(&mut data)?;
         let count = u32::from_be_bytes(take(&mut data)?);
         // Nothing is reserved for the client's count: each query takes 4 bytes of data, so the data ends a false count.
-        let queries = (0..count)
-            .map(|_| take_string(&mut data))
-            .collect::<Result<_, _>>()?;
+        let queries = (0..count).map(|_| take_string(&mut data)).collect::<Result<_, _>>()?;
         if !data.is_empty() {
             return Err(Malformed("bytes follow the last query"));
         }
@@ -210,9 +200,7 @@ impl<'a> ContextRequest<'a> {
 }
 
 fn take<const N: usize>(data: &mut &[u8]) -> Result<[u8; N], Malformed> {
-    let (head, tail) = data
-        .split_first_chunk()
-        .ok_or(Malformed("the option's data ends too early"))?;
+    let (head, tail) = data.split_first_chunk().ok_or(Malformed("the option's data ends too early"))?;
     *data = tail;
     Ok(*head)
 }
@@ -222,9 +210,7 @@ fn take_string<'a>(data: &mut &'a [u8]) -> Result<&'a str, Malformed> {
     if length > MAX_STRING_BYTES {
         return Err(Malformed("a string is longer than 4096 bytes"));
     }
-    let (head, tail) = data
-        .split_at_checked(length)
-        .ok_or(Malformed("a string is longer than the option's data"))?;
+    let (head, tail) = data.split_at_checked(length).ok_or(Malformed("a string is longer than the option's data"))?;
     *data = tail;
     std::str::from_utf8(head).map_err(|_| Malformed("a string is not UTF-8"))
 }
@@ -233,13 +219,8 @@ fn take_string<'a>(data: &mut &'a [u8]) -> Result<&'a str, Malformed> {
 ///
 /// A read-only export doesn't offer the commands that it would refuse.
 pub fn transmission_flags(shape: &ExportShape, structured: bool) -> u16 {
-    let always =
-        FLAG_HAS_FLAGS | FLAG_SEND_FLUSH | FLAG_SEND_FUA | FLAG_SEND_CACHE | FLAG_CAN_MULTI_CONN;
-    let writing = if shape.read_only {
-        FLAG_READ_ONLY
-    } else {
-        FLAG_SEND_TRIM | FLAG_SEND_WRITE_ZEROES
-    };
+    let always = FLAG_HAS_FLAGS | FLAG_SEND_FLUSH | FLAG_SEND_FUA | FLAG_SEND_CACHE | FLAG_CAN_MULTI_CONN;
+    let writing = if shape.read_only { FLAG_READ_ONLY } else { FLAG_SEND_TRIM | FLAG_SEND_WRITE_ZEROES };
     let structure = if structured { FLAG_SEND_DF } else { 0 };
     always | writing | structure
 }
@@ -264,10 +245,7 @@ pub struct Replies {
 impl Replies {
     /// No replies yet to `option`.
     pub fn to(option: u32) -> Replies {
-        Replies {
-            option,
-            bytes: Vec::new(),
-        }
+        Replies { option, bytes: Vec::new() }
     }
 
     /// The replies so far, as they are sent.
@@ -291,23 +269,13 @@ impl Replies {
 
     /// The name of an export, in answer to LIST.
     pub fn server(&mut self, name: &str) {
-        self.push(
-            REP_SERVER,
-            &[&(name.len() as u32).to_be_bytes(), name.as_bytes()],
-        );
+        self.push(REP_SERVER, &[&(name.len() as u32).to_be_bytes(), name.as_bytes()]);
     }
 
     /// An export's size in bytes and its transmission flags.
     pub fn info_export(&mut self, shape: &ExportShape, structured: bool) {
         let flags = transmission_flags(shape, structured);
-        self.push(
-            REP_INFO,
-            &[
-                &INFO_EXPORT.to_be_bytes(),
-                &shape.size_bytes.to_be_bytes(),
-                &flags.to_be_bytes(),
-            ],
-        );
+        self.push(REP_INFO, &[&INFO_EXPORT.to_be_bytes(), &shape.size_bytes.to_be_bytes(), &flags.to_be_bytes()]);
     }
 
     /// An export's own name, which tells a client what the default export is.
@@ -331,10 +299,7 @@ impl Replies {
 
     /// `base:allocation` under an id: 0 where it is only listed.
     pub fn base_allocation(&mut self, id: u32) {
-        self.push(
-            REP_META_CONTEXT,
-            &[&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()],
-        );
+        self.push(REP_META_CONTEXT, &[&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()]);
     }
 
     fn push(&mut self, kind: u32, parts: &[&[u8]]) {
@@ -352,11 +317,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SHAPE: ExportShape = ExportShape {
-        size_bytes: 1 << 20,
-        block_bytes: 512,
-        read_only: false,
-    };
+    const SHAPE: ExportShape = ExportShape { size_bytes: 1 << 20, block_bytes: 512, read_only: false };
 
     #[test]
     fn the_greeting_has_the_protocols_bytes() {
@@ -367,15 +328,9 @@ mod tests {
     fn an_options_header_is_read() {
         assert_eq!(
             OptionHeader::parse(b"IHAVEOPT\x00\x00\x00\x07\x00\x00\x00\x06"),
-            Ok(OptionHeader {
-                option: OPT_GO,
-                length: 6
-            })
+            Ok(OptionHeader { option: OPT_GO, length: 6 })
         );
-        assert_eq!(
-            OptionHeader::parse(b"GET / HTTP/1.1\r\n"),
-            Err(u64::from_be_bytes(*b"GET / HT"))
-        );
+        assert_eq!(OptionHeader::parse(b"GET / HTTP/1.1\r\n"), Err(u64::from_be_bytes(*b"GET / HT")));
     }
 
     #[test]
@@ -398,10 +353,7 @@ mod tests {
 
     #[test]
     fn a_read_only_export_offers_no_writing() {
-        let read_only = ExportShape {
-            read_only: true,
-            ..SHAPE
-        };
+        let read_only = ExportShape { read_only: true, ..SHAPE };
         assert_eq!(transmission_flags(&read_only, false), 0b101_0000_1111);
         assert_eq!(transmission_flags(&SHAPE, false), 0b101_0110_1101);
     }
@@ -418,13 +370,7 @@ mod tests {
     #[test]
     fn information_requests_are_read() {
         let parsed = InfoRequest::parse(b"\x00\x00\x00\x01v\x00\x02\x00\x01\x00\x03").unwrap();
-        assert_eq!(
-            parsed,
-            InfoRequest {
-                name: "v",
-                kinds: vec![INFO_NAME, INFO_BLOCK_SIZE]
-            }
-        );
+        assert_eq!(parsed, InfoRequest { name: "v", kinds: vec![INFO_NAME, INFO_BLOCK_SIZE] });
         for bad in [
             &b""[..],
             b"\x00\x00\x00\x01",
@@ -442,18 +388,11 @@ mod tests {
     fn context_requests_are_read() {
         let one = |query: &str| {
             let length = [0, 0, 0, query.len() as u8];
-            [
-                b"\x00\x00\x00\x01v\x00\x00\x00\x01",
-                &length[..],
-                query.as_bytes(),
-            ]
-            .concat()
+            [b"\x00\x00\x00\x01v\x00\x00\x00\x01", &length[..], query.as_bytes()].concat()
         };
-        for (query, listed, selected) in [
-            ("base:allocation", true, true),
-            ("base:", true, false),
-            ("qemu:dirty-bitmap:x", false, false),
-        ] {
+        for (query, listed, selected) in
+            [("base:allocation", true, true), ("base:", true, false), ("qemu:dirty-bitmap:x", false, false)]
+        {
             let data = one(query);
             let parsed = ContextRequest::parse(&data).unwrap();
             assert_eq!(parsed.lists_base_allocation(), listed, "{query}");

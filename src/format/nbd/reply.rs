@@ -133,12 +133,7 @@ pub fn chunk_header(flags: u16, kind: u16, cookie: u64, length: u32) -> [u8; CHU
 }
 
 /// An OFFSET_DATA chunk up to its data, of which `length` bytes follow: 1 to [`MAX_PAYLOAD_BYTES`](super::MAX_PAYLOAD_BYTES).
-pub fn data_chunk_header(
-    flags: u16,
-    cookie: u64,
-    offset: u64,
-    length: u32,
-) -> [u8; DATA_CHUNK_HEADER_BYTES] {
+pub fn data_chunk_header(flags: u16, cookie: u64, offset: u64, length: u32) -> [u8; DATA_CHUNK_HEADER_BYTES] {
     zerocopy::transmute!(DataLayout {
         chunk: ChunkLayout::new(flags, CHUNK_OFFSET_DATA, cookie, length.saturating_add(8)),
         offset: offset.into(),
@@ -171,12 +166,7 @@ pub fn push_block_status(out: &mut Vec<u8>, cookie: u64, extents: &[(u32, u32)])
     debug_assert!(!extents.is_empty() && extents.iter().all(|&(length, _)| length > 0));
     // An extent covers at least a byte of a request of 32 bits, but 8 bytes each could still exceed the field.
     let count = extents.len().min((u32::MAX as usize - 4) / 8);
-    out.extend(chunk_header(
-        CHUNK_DONE,
-        CHUNK_BLOCK_STATUS,
-        cookie,
-        4 + 8 * count as u32,
-    ));
+    out.extend(chunk_header(CHUNK_DONE, CHUNK_BLOCK_STATUS, cookie, 4 + 8 * count as u32));
     out.extend(META_BASE_ALLOCATION_ID.to_be_bytes());
     for (length, flags) in &extents[..count] {
         out.extend(length.to_be_bytes());
@@ -192,10 +182,7 @@ mod tests {
 
     #[test]
     fn simple_replies_have_the_protocols_bytes() {
-        assert_eq!(
-            simple_reply(None, COOKIE),
-            [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]
-        );
+        assert_eq!(simple_reply(None, COOKIE), [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
         let numbers = [
             (Errno::Perm, 1),
             (Errno::Io, 5),
@@ -214,25 +201,16 @@ mod tests {
     #[test]
     fn chunks_have_the_protocols_bytes() {
         let header = |done, kind: [u8; 2], length| {
-            let mut bytes = vec![
-                0x66, 0x8e, 0x33, 0xef, 0, done, kind[0], kind[1], 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0,
-            ];
+            let mut bytes = vec![0x66, 0x8e, 0x33, 0xef, 0, done, kind[0], kind[1], 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0];
             bytes.push(length);
             bytes
         };
-        assert_eq!(
-            chunk_header(CHUNK_DONE, CHUNK_NONE, COOKIE, 0)[..],
-            header(1, [0, 0], 0)
-        );
+        assert_eq!(chunk_header(CHUNK_DONE, CHUNK_NONE, COOKIE, 0)[..], header(1, [0, 0], 0));
 
         let data = [header(0, [0, 1], 24), vec![0, 0, 0, 0, 0, 0, 2, 0]].concat();
         assert_eq!(data_chunk_header(0, COOKIE, 512, 16)[..], data);
 
-        let hole = [
-            header(1, [0, 2], 12),
-            vec![0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 16, 0],
-        ]
-        .concat();
+        let hole = [header(1, [0, 2], 12), vec![0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 16, 0]].concat();
         assert_eq!(hole_chunk(CHUNK_DONE, COOKIE, 512, 4096)[..], hole);
 
         let error = [header(1, [0x80, 1], 6), vec![0, 0, 0, 22, 0, 0]].concat();
@@ -240,14 +218,7 @@ mod tests {
 
         let extents = vec![0, 0, 0, 1, 0, 0, 16, 0, 0, 0, 0, 3, 0, 0, 2, 0, 0, 0, 0, 0];
         let mut status = vec![0xaa];
-        push_block_status(
-            &mut status,
-            COOKIE,
-            &[(4096, STATE_HOLE | STATE_ZERO), (512, 0)],
-        );
-        assert_eq!(
-            status,
-            [vec![0xaa], header(1, [0, 5], 20), extents].concat()
-        );
+        push_block_status(&mut status, COOKIE, &[(4096, STATE_HOLE | STATE_ZERO), (512, 0)]);
+        assert_eq!(status, [vec![0xaa], header(1, [0, 5], 20), extents].concat());
     }
 }

@@ -101,10 +101,7 @@ impl RawRequest {
 
 /// A request that passed [`check`]: offsets and lengths in bytes, inside the export, aligned, and never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(
-    missing_docs,
-    reason = "the fields are explained once, above and at the variants"
-)]
+#[allow(missing_docs, reason = "the fields are explained once, above and at the variants")]
 pub enum Command {
     /// At most [`MAX_PAYLOAD_BYTES`].
     Read { offset: u64, length: u32 },
@@ -115,20 +112,11 @@ pub enum Command {
     /// The range's content may go.
     Trim { offset: u64, length: u32, fua: bool },
     /// The range reads as zeros; with `no_hole` it also stays allocated.
-    WriteZeroes {
-        offset: u64,
-        length: u32,
-        fua: bool,
-        no_hole: bool,
-    },
+    WriteZeroes { offset: u64, length: u32, fua: bool, no_hole: bool },
     /// Advice that the range is read soon.
     Cache { offset: u64, length: u32 },
     /// Asks for the allocation of the range; with `req_one` for its first extent only.
-    BlockStatus {
-        offset: u64,
-        length: u32,
-        req_one: bool,
-    },
+    BlockStatus { offset: u64, length: u32, req_one: bool },
     /// The client leaves: pending requests are finished, and there is no reply.
     Disconnect,
 }
@@ -148,11 +136,7 @@ pub enum Command {
 /// The protocol recommends ENOSPC for a WRITE beyond the end (section "Error values"); `Inval` is used for every
 /// command alike, so that ENOSPC always means that storage ran out. It leaves the meaning of an empty request to the
 /// server (section "Request types"); nothing sensible can be meant by one, so it is refused.
-pub fn check(
-    raw: &RawRequest,
-    export: &ExportShape,
-    negotiated: &Negotiated,
-) -> Result<Command, Errno> {
+pub fn check(raw: &RawRequest, export: &ExportShape, negotiated: &Negotiated) -> Result<Command, Errno> {
     if raw.command == CMD_DISC {
         return Ok(Command::Disconnect);
     }
@@ -161,9 +145,7 @@ pub fn check(
         CMD_READ | CMD_FLUSH | CMD_CACHE => (0, false),
         CMD_WRITE | CMD_TRIM => (0, true),
         CMD_WRITE_ZEROES => (CMD_FLAG_NO_HOLE, true),
-        CMD_BLOCK_STATUS if negotiated.structured && negotiated.base_allocation => {
-            (CMD_FLAG_REQ_ONE, false)
-        }
+        CMD_BLOCK_STATUS if negotiated.structured && negotiated.base_allocation => (CMD_FLAG_REQ_ONE, false),
         _ => return Err(Errno::Inval),
     };
     if raw.flags & !(CMD_FLAG_FUA | own_flags) != 0 {
@@ -174,18 +156,11 @@ pub fn check(
     }
     let (offset, length) = (raw.offset, raw.length);
     if raw.command == CMD_FLUSH {
-        return if offset == 0 && length == 0 {
-            Ok(Command::Flush)
-        } else {
-            Err(Errno::Inval)
-        };
+        return if offset == 0 && length == 0 { Ok(Command::Flush) } else { Err(Errno::Inval) };
     }
 
-    let inside = offset
-        .checked_add(u64::from(length))
-        .is_some_and(|end| end <= export.size_bytes);
-    let aligned = offset.is_multiple_of(u64::from(export.block_bytes))
-        && length.is_multiple_of(export.block_bytes);
+    let inside = offset.checked_add(u64::from(length)).is_some_and(|end| end <= export.size_bytes);
+    let aligned = offset.is_multiple_of(u64::from(export.block_bytes)) && length.is_multiple_of(export.block_bytes);
     if length == 0 || !inside || !aligned {
         return Err(Errno::Inval);
     }
@@ -195,28 +170,13 @@ pub fn check(
         CMD_READ if too_large && negotiated.structured => Err(Errno::Overflow),
         CMD_READ | CMD_WRITE if too_large => Err(Errno::Inval),
         CMD_READ => Ok(Command::Read { offset, length }),
-        CMD_WRITE => Ok(Command::Write {
-            offset,
-            length,
-            fua,
-        }),
-        CMD_TRIM => Ok(Command::Trim {
-            offset,
-            length,
-            fua,
-        }),
+        CMD_WRITE => Ok(Command::Write { offset, length, fua }),
+        CMD_TRIM => Ok(Command::Trim { offset, length, fua }),
         CMD_CACHE => Ok(Command::Cache { offset, length }),
-        CMD_WRITE_ZEROES => Ok(Command::WriteZeroes {
-            offset,
-            length,
-            fua,
-            no_hole: raw.flags & CMD_FLAG_NO_HOLE != 0,
-        }),
-        CMD_BLOCK_STATUS => Ok(Command::BlockStatus {
-            offset,
-            length,
-            req_one: raw.flags & CMD_FLAG_REQ_ONE != 0,
-        }),
+        CMD_WRITE_ZEROES => {
+            Ok(Command::WriteZeroes { offset, length, fua, no_hole: raw.flags & CMD_FLAG_NO_HOLE != 0 })
+        }
+        CMD_BLOCK_STATUS => Ok(Command::BlockStatus { offset, length, req_one: raw.flags & CMD_FLAG_REQ_ONE != 0 }),
         _ => Err(Errno::Inval),
     }
 }
@@ -226,30 +186,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const EXPORT: ExportShape = ExportShape {
-        size_bytes: 8 << 30,
-        block_bytes: 512,
-        read_only: false,
-    };
-    const SIMPLE: Negotiated = Negotiated {
-        export: 0,
-        structured: false,
-        base_allocation: false,
-    };
-    const FULL: Negotiated = Negotiated {
-        export: 0,
-        structured: true,
-        base_allocation: true,
-    };
+    const EXPORT: ExportShape = ExportShape { size_bytes: 8 << 30, block_bytes: 512, read_only: false };
+    const SIMPLE: Negotiated = Negotiated { export: 0, structured: false, base_allocation: false };
+    const FULL: Negotiated = Negotiated { export: 0, structured: true, base_allocation: true };
 
     fn request(command: u16, flags: u16, offset: u64, length: u32) -> RawRequest {
-        RawRequest {
-            flags,
-            command,
-            cookie: 7,
-            offset,
-            length,
-        }
+        RawRequest { flags, command, cookie: 7, offset, length }
     }
 
     #[test]
@@ -262,13 +204,8 @@ mod tests {
             0, 0, 0x10, 0, // length
         ];
         let raw = RawRequest::parse(&bytes).unwrap();
-        let expected = RawRequest {
-            flags: 1,
-            command: 6,
-            cookie: 0x0102_0304_0506_0708,
-            offset: 0x1_0000_0200,
-            length: 4096,
-        };
+        let expected =
+            RawRequest { flags: 1, command: 6, cookie: 0x0102_0304_0506_0708, offset: 0x1_0000_0200, length: 4096 };
         assert_eq!(raw, expected);
         assert_eq!(raw.to_bytes(), bytes);
         let mut damaged = bytes;
@@ -280,59 +217,20 @@ mod tests {
     fn good_requests_become_commands() {
         let (offset, length) = (512, 1024);
         let cases = [
-            (
-                request(CMD_READ, 0, offset, length),
-                Command::Read { offset, length },
-            ),
-            (
-                request(CMD_READ, CMD_FLAG_DF | CMD_FLAG_FUA, offset, length),
-                Command::Read { offset, length },
-            ),
-            (
-                request(CMD_WRITE, 0, offset, length),
-                Command::Write {
-                    offset,
-                    length,
-                    fua: false,
-                },
-            ),
-            (
-                request(CMD_WRITE, CMD_FLAG_FUA, offset, length),
-                Command::Write {
-                    offset,
-                    length,
-                    fua: true,
-                },
-            ),
+            (request(CMD_READ, 0, offset, length), Command::Read { offset, length }),
+            (request(CMD_READ, CMD_FLAG_DF | CMD_FLAG_FUA, offset, length), Command::Read { offset, length }),
+            (request(CMD_WRITE, 0, offset, length), Command::Write { offset, length, fua: false }),
+            (request(CMD_WRITE, CMD_FLAG_FUA, offset, length), Command::Write { offset, length, fua: true }),
             (request(CMD_FLUSH, CMD_FLAG_FUA, 0, 0), Command::Flush),
-            (
-                request(CMD_TRIM, CMD_FLAG_FUA, offset, length),
-                Command::Trim {
-                    offset,
-                    length,
-                    fua: true,
-                },
-            ),
+            (request(CMD_TRIM, CMD_FLAG_FUA, offset, length), Command::Trim { offset, length, fua: true }),
             (
                 request(CMD_WRITE_ZEROES, CMD_FLAG_NO_HOLE, offset, length),
-                Command::WriteZeroes {
-                    offset,
-                    length,
-                    fua: false,
-                    no_hole: true,
-                },
+                Command::WriteZeroes { offset, length, fua: false, no_hole: true },
             ),
-            (
-                request(CMD_CACHE, 0, offset, length),
-                Command::Cache { offset, length },
-            ),
+            (request(CMD_CACHE, 0, offset, length), Command::Cache { offset, length }),
             (
                 request(CMD_BLOCK_STATUS, CMD_FLAG_REQ_ONE, offset, length),
-                Command::BlockStatus {
-                    offset,
-                    length,
-                    req_one: true,
-                },
+                Command::BlockStatus { offset, length, req_one: true },
             ),
             (request(CMD_DISC, 0xffff, 1, 1), Command::Disconnect),
         ];
@@ -343,14 +241,7 @@ mod tests {
 
     #[test]
     fn bad_requests_get_the_protocols_error() {
-        let ranged = [
-            CMD_READ,
-            CMD_WRITE,
-            CMD_TRIM,
-            CMD_CACHE,
-            CMD_WRITE_ZEROES,
-            CMD_BLOCK_STATUS,
-        ];
+        let ranged = [CMD_READ, CMD_WRITE, CMD_TRIM, CMD_CACHE, CMD_WRITE_ZEROES, CMD_BLOCK_STATUS];
         for command in ranged {
             for (offset, length) in [
                 (0, 0),
@@ -385,19 +276,10 @@ mod tests {
         assert_eq!(check(&df, &EXPORT, &SIMPLE), Err(Errno::Inval));
         let status = request(CMD_BLOCK_STATUS, 0, 0, 512);
         assert_eq!(check(&status, &EXPORT, &SIMPLE), Err(Errno::Inval));
-        let without_context = Negotiated {
-            base_allocation: false,
-            ..FULL
-        };
+        let without_context = Negotiated { base_allocation: false, ..FULL };
         assert_eq!(check(&status, &EXPORT, &without_context), Err(Errno::Inval));
-        let without_structure = Negotiated {
-            structured: false,
-            ..FULL
-        };
-        assert_eq!(
-            check(&status, &EXPORT, &without_structure),
-            Err(Errno::Inval)
-        );
+        let without_structure = Negotiated { structured: false, ..FULL };
+        assert_eq!(check(&status, &EXPORT, &without_structure), Err(Errno::Inval));
     }
 
     #[test]
@@ -405,18 +287,9 @@ mod tests {
         let most = request(CMD_READ, 0, 0, MAX_PAYLOAD_BYTES);
         assert!(check(&most, &EXPORT, &SIMPLE).is_ok());
         let more = MAX_PAYLOAD_BYTES + 512;
-        assert_eq!(
-            check(&request(CMD_READ, 0, 0, more), &EXPORT, &FULL),
-            Err(Errno::Overflow)
-        );
-        assert_eq!(
-            check(&request(CMD_READ, 0, 0, more), &EXPORT, &SIMPLE),
-            Err(Errno::Inval)
-        );
-        assert_eq!(
-            check(&request(CMD_WRITE, 0, 0, more), &EXPORT, &FULL),
-            Err(Errno::Inval)
-        );
+        assert_eq!(check(&request(CMD_READ, 0, 0, more), &EXPORT, &FULL), Err(Errno::Overflow));
+        assert_eq!(check(&request(CMD_READ, 0, 0, more), &EXPORT, &SIMPLE), Err(Errno::Inval));
+        assert_eq!(check(&request(CMD_WRITE, 0, 0, more), &EXPORT, &FULL), Err(Errno::Inval));
         for command in [CMD_TRIM, CMD_WRITE_ZEROES, CMD_CACHE, CMD_BLOCK_STATUS] {
             assert!(check(&request(command, 0, 0, u32::MAX - 511), &EXPORT, &FULL).is_ok());
         }
@@ -424,20 +297,11 @@ mod tests {
 
     #[test]
     fn a_read_only_export_is_not_written() {
-        let export = ExportShape {
-            read_only: true,
-            ..EXPORT
-        };
+        let export = ExportShape { read_only: true, ..EXPORT };
         for command in [CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES] {
-            assert_eq!(
-                check(&request(command, 0, 0, 512), &export, &FULL),
-                Err(Errno::Perm)
-            );
+            assert_eq!(check(&request(command, 0, 0, 512), &export, &FULL), Err(Errno::Perm));
         }
-        assert_eq!(
-            check(&request(CMD_FLUSH, 0, 0, 0), &export, &FULL),
-            Ok(Command::Flush)
-        );
+        assert_eq!(check(&request(CMD_FLUSH, 0, 0, 0), &export, &FULL), Ok(Command::Flush));
         assert!(check(&request(CMD_READ, 0, 0, 512), &export, &FULL).is_ok());
     }
 
