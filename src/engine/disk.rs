@@ -2,7 +2,9 @@
 //! that a start needs.
 
 use super::memory::Memory;
+use super::ring::Ring;
 use crate::core::Place;
+use crate::core::index::{Action, Run};
 use crate::format::block::Block;
 use crate::limits::BLOCK_BYTES;
 use nix::fcntl::{Flock, FlockArg};
@@ -35,6 +37,7 @@ pub struct Disk {
     pub block_bytes: u32,
     /// Whether it is a block device.
     pub is_device: bool,
+    can_punch: bool,
 }
 
 impl Disk {
@@ -65,7 +68,7 @@ impl Disk {
             nix::Error::EWOULDBLOCK => fail("is in use by another daemon (its lock is held)".into()),
             other => fail(other.to_string()),
         })?;
-        let mut disk = Disk { file, path: path.to_owned(), what, size_bytes: metadata.len(), block_bytes: 512, is_device };
+        let mut disk = Disk { file, path: path.to_owned(), what, size_bytes: metadata.len(), block_bytes: 512, is_device, can_punch: true };
         disk.measure().map_err(|error| disk.error(&error))?;
         Ok(disk)
     }
@@ -83,6 +86,13 @@ impl Disk {
         if self.is_device {
             use std::io::{Seek, SeekFrom};
             self.size_bytes = (&*self.file).seek(SeekFrom::End(0))?;
+            // Punching a hole into a device fails where it can't zero by itself; zeroing a range always works.
+            let number = self.file.metadata()?.rdev();
+            let folder = format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number));
+            let limit = ["queue", "../queue"].iter().find_map(|queue| {
+                std::fs::read_to_string(format!("{folder}/{queue}/write_zeroes_max_bytes")).ok()
+            });
+            self.can_punch = limit.is_some_and(|limit| limit.trim() != "0");
         }
         let path = CString::new(self.path.as_os_str().as_bytes())?;
         // SAFETY: statx writes into a zeroed struct of its own type; all-zero is a valid value of it.
@@ -121,6 +131,10 @@ impl Disk {
             if self.size_bytes < bytes {
                 return Err(self.error(&format!("holds {} bytes, {bytes} are needed", self.size_bytes)));
             }
+            return Ok(());
+        }
+        let allocated = self.file.metadata().map_err(|error| self.error(&error))?;
+        if allocated.len() == bytes && allocated.blocks() * 512 >= bytes {
             return Ok(());
         }
         let full = |disk: &Disk, error: io::Error| match error.raw_os_error() {
@@ -210,6 +224,17 @@ impl Disk {
             },
             // A file system that can't tell.
             Err(_) => Extent::Data(limit),
+        }
+    }
+}
+
+/// Starts one device write, zeroing or discard of a flush or an apply.
+pub fn start_flush<T: Copy>(ring: &mut Ring<T>, token: T, disk: &Disk, run: &Run, pieces: &[(Place, u64)]) {
+    match run.action {
+        Action::Write => ring.write(token, disk.fd(), run.offset, pieces, false),
+        Action::Zero { no_hole } => {
+            let mode = if no_hole || !disk.can_punch { libc::FALLOC_FL_ZERO_RANGE } else { libc::FALLOC_FL_PUNCH_HOLE };
+            ring.allocate(token, disk.fd(), mode | libc::FALLOC_FL_KEEP_SIZE, run.offset, run.length);
         }
     }
 }

@@ -6,7 +6,6 @@
 use super::super::Place;
 use super::super::flush::{FlushOp, Step};
 use super::{Destination, Effect, Half, State};
-use crate::format::ids::Mark;
 use crate::format::wire::Report;
 
 impl Destination {
@@ -45,6 +44,11 @@ impl Destination {
             return None;
         }
         half.flusher.next(&half.index, volumes, pieces)
+    }
+
+    /// Device writes of an apply that aren't complete.
+    pub fn applies_under_way(&self) -> u32 {
+        self.halves[self.superblock.clean.fill.next().half()].flusher.outstanding()
     }
 
     /// One device write of an apply is complete.
@@ -122,8 +126,4 @@ impl Destination {
         }
     }
 
-    /// What a promote would serve: everything stored.
-    pub fn promise(&self) -> Mark {
-        self.stored
-    }
 }

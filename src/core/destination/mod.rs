@@ -18,7 +18,7 @@ use super::recovery::{Found, Recovered};
 use crate::format::block::Block;
 use crate::format::frame::Record;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{Superblock, Volume};
 use crate::format::wire::{Report, Verdict, Welcome};
 use crate::limits::MAX_BOUNDARIES;
 use std::collections::VecDeque;
@@ -245,6 +245,14 @@ impl Destination {
                     ours.name, ours.source, ours.half_bytes, hello.source, hello.half_bytes
                 ),
             );
+        }
+        let same = |theirs: &Volume, known: &Volume| theirs.name == known.name && theirs.size_bytes == known.size_bytes;
+        if hello.volumes.len() != ours.volumes.len() || !hello.volumes.iter().zip(&ours.volumes).all(|(a, b)| same(a, b)) {
+            let list = |volumes: &[Volume]| {
+                volumes.iter().map(|v| format!("{} ({} bytes)", v.name, v.size_bytes)).collect::<Vec<_>>().join(", ")
+            };
+            let reason = format!("the source has the volumes {}, its mirror here is of {}", list(&hello.volumes), list(&ours.volumes));
+            return refuse(Verdict::Refused, reason);
         }
         if self.connected || !self.idle() {
             return Err("the last connection's writes are still under way");

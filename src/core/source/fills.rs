@@ -137,6 +137,11 @@ impl Source {
         half.flusher.next(&half.index, volumes, pieces)
     }
 
+    /// Device writes of a flush that aren't complete.
+    pub fn flushes_under_way(&self) -> u32 {
+        self.halves[self.superblock.clean.fill.next().half()].flusher.outstanding()
+    }
+
     /// One device write of a flush is complete.
     pub fn handle_flush_written(&mut self) {
         self.halves[self.superblock.clean.fill.next().half()].flusher.handle_written();

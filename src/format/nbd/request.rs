@@ -93,6 +93,11 @@ impl RawRequest {
         })
     }
 
+    /// Whether its reply carries data, and with structured replies comes in chunks, errors included.
+    pub fn wants_data(&self) -> bool {
+        matches!(self.command, CMD_READ | CMD_BLOCK_STATUS)
+    }
+
     /// Whether `length` bytes follow the header: of a WRITE, also where [`check`] finds the request in error.
     pub fn carries_payload(&self) -> bool {
         self.command == CMD_WRITE

@@ -1,0 +1,2 @@
+//! x
+pub fn run(_: Option<std::path::PathBuf>) -> anyhow::Result<()> { Ok(()) }

@@ -1,0 +1,190 @@
+//! A destination's start for one source: its folder is opened or made, what it holds is recovered, and the engine's
+//! thread begins.
+//!
+//! `journal_dir/SOURCE/` holds `state` (two superblock copies), `fill-0.journal` and `fill-1.journal` (one fill each,
+//! of the fill's number mod 2), and `promoted.journal`, the journal of the source that this becomes by a promote. All
+//! are preallocated at the first contact, so that neither mirroring nor a promote can fail for lack of space.
+
+use super::super::command::{Commands, Counters, DestinationCommand, MAX_COMMANDS};
+use super::super::disk::Disk;
+use super::super::memory::Memory;
+use super::super::ring::Ring;
+use super::super::source::EngineError;
+use super::receive::{half_place, memory_bytes, recovered_records};
+use super::{Ended, Engine};
+use crate::core::destination::Destination;
+use crate::core::recovery;
+use crate::format::ids::Mark;
+use crate::format::superblock::{Role, Superblock, Volume};
+use crate::limits::{BLOCK_BYTES, JOURNAL_DATA_OFFSET};
+use anyhow::Context as _;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// An image, opened.
+#[derive(Debug)]
+pub struct Image {
+    /// Its volume's name.
+    pub name: String,
+    /// Its disk.
+    pub disk: Disk,
+}
+
+/// The folder of one source at its destination.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    state: Disk,
+    superblock: Superblock,
+}
+
+impl Folder {
+    /// Opens a source's folder; `None` where the source never connected.
+    pub fn open(path: &Path, name: &str, init: bool) -> anyhow::Result<Option<Folder>> {
+        let file = path.join("state");
+        if !file.exists() {
+            return Ok(None);
+        }
+        let state = Disk::open("state", &file)?;
+        let (blocks, blank) = state.first_blocks(2 * BLOCK_BYTES as u64)?;
+        match Superblock::newest(Role::Destination, [&blocks[0], &blocks[1]]) {
+            Ok(superblock) if superblock.name == name => Ok(Some(Folder { path: path.to_owned(), state, superblock })),
+            Ok(other) => anyhow::bail!(state.error(&format!("belongs to source \"{}\", not to \"{name}\"", other.name))),
+            // A crash came between making the file and writing it.
+            Err(_) if blank || init => Ok(None),
+            Err(error) => anyhow::bail!(
+                state.error(&format!("holds something else ({error}). Name another journal_dir, or give --init to overwrite it"))
+            ),
+        }
+    }
+
+    /// Makes the folder for a source that introduces itself for the first time. Takes as long as writing all of it.
+    pub fn create(path: &Path, hello: &Superblock) -> anyhow::Result<Folder> {
+        std::fs::create_dir_all(path).with_context(|| format!("the folder {} can't be made", path.display()))?;
+        for half in 0..2 {
+            let mut file = Disk::open_or_create("journal file", &half_path(path, half))?;
+            file.preallocate(hello.half_bytes)?;
+        }
+        let mut promoted = Disk::open_or_create("journal", &path.join("promoted.journal"))?;
+        promoted.preallocate(JOURNAL_DATA_OFFSET + 2 * hello.half_bytes)?;
+        let superblock = Superblock {
+            role: Role::Destination,
+            generation: 2,
+            source: hello.source,
+            name: hello.name.clone(),
+            half_bytes: hello.half_bytes,
+            epoch: hello.epoch,
+            fenced_by: crate::format::ids::Epoch(0),
+            incarnation: 0,
+            clean: Mark::default(),
+            whole: false,
+            promoted: false,
+            volumes: hello.volumes.iter().map(|volume| Volume { copied_bytes: 0, ..volume.clone() }).collect(),
+        };
+        let mut state = Disk::open_or_create("state", &path.join("state"))?;
+        state.preallocate(2 * BLOCK_BYTES as u64)?;
+        state.store_block(&superblock.encode(), 0)?;
+        state.store_block(&superblock.encode(), BLOCK_BYTES as u64)?;
+        Ok(Folder { path: path.to_owned(), state, superblock })
+    }
+
+    /// What the state says.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// The journal of the source that this becomes by a promote.
+    pub fn promoted_journal(path: &Path) -> PathBuf {
+        path.join("promoted.journal")
+    }
+}
+
+fn half_path(folder: &Path, half: usize) -> PathBuf {
+    folder.join(format!("fill-{half}.journal"))
+}
+
+/// A running engine.
+#[derive(Debug)]
+pub struct Handle {
+    /// For commands.
+    pub commands: Commands<DestinationCommand>,
+    /// Completes when the engine has ended.
+    pub ended: oneshot::Receiver<Result<Ended, EngineError>>,
+}
+
+/// Starts an engine; returns when it is ready, or says why it can't. Blocks while the journal files are read.
+pub fn spawn(folder: Folder, images: Vec<Image>) -> anyhow::Result<Handle> {
+    let (sender, commands) = crossbeam_channel::bounded(MAX_COMMANDS);
+    let wake = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC).context("no eventfd can be made")?);
+    let (ended_sender, ended) = oneshot::channel();
+    let (ready_sender, ready) = crossbeam_channel::bounded(1);
+    let handle = Handle { commands: Commands::new(sender, wake.clone()), ended };
+    let name = folder.superblock.name.clone();
+    let body = move || match prepare(folder, images, commands, wake) {
+        Ok(engine) => {
+            // The receiver waits right below.
+            let _ = ready_sender.send(Ok(()));
+            let _ = ended_sender.send(engine.run());
+        }
+        Err(error) => drop(ready_sender.send(Err(error))),
+    };
+    std::thread::Builder::new().name(format!("mirror {name}")).spawn(body).context("no thread can be started")?;
+    ready.recv().context("the engine's thread ended before it was ready")??;
+    Ok(handle)
+}
+
+fn prepare(
+    folder: Folder,
+    images: Vec<Image>,
+    commands: crossbeam_channel::Receiver<DestinationCommand>,
+    wake: Arc<EventFd>,
+) -> anyhow::Result<Engine> {
+    let Folder { path, state, superblock } = folder;
+    super::receive::check_images(&superblock, &images).map_err(|reason| anyhow::anyhow!(reason))?;
+    let half_bytes = superblock.half_bytes;
+    let bytes = memory_bytes(half_bytes);
+    let memory = Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal files"))?);
+    let ring = Ring::new(memory.clone())?;
+    let mut files = Vec::new();
+    for half in 0..2 {
+        let file = Disk::open("journal file", &half_path(&path, half))?;
+        file.load(&memory, half_place(half_bytes, half), 0, half_bytes)?;
+        files.push(file);
+    }
+    let files: [Disk; 2] = files.try_into().map_err(|_| anyhow::anyhow!("two journal files were opened"))?;
+    // SAFETY: nothing is under way yet.
+    let halves = [0, 1].map(|half| unsafe { memory.bytes(half_place(half_bytes, half), half_bytes as usize) });
+    let recovered = recovery::recover(halves, superblock.source, superblock.clean)
+        .map_err(|damage| anyhow::anyhow!("journal files in {}: {damage}", path.display()))?;
+    let (name, applied) = (superblock.name.clone(), superblock.clean);
+    let core = Destination::recover(superblock, recovered, |found| {
+        let half = found.header.fill.half();
+        recovered_records(halves[half], half_place(half_bytes, half), &found.header)
+    });
+    if core.stored().seq > applied.seq {
+        tracing::info!("source {name}: recovered {applied} to {} from the journal files", core.stored());
+    }
+    Ok(Engine {
+        core,
+        ring,
+        memory,
+        files,
+        state,
+        images,
+        peer: None,
+        next_peer: None,
+        reason: None,
+        promote: None,
+        promote_begun: false,
+        promoted: None,
+        file_syncs: 0,
+        commands,
+        wake,
+        stopping: false,
+        counters: Counters::default(),
+        effects: Vec::new(),
+        pieces: Vec::new(),
+    })
+}

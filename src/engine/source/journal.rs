@@ -1,0 +1,28 @@
+//! Frames and superblocks go to the journal.
+
+use super::{Engine, Token, journal_offset};
+use crate::core::Durability;
+use crate::core::source::FrameId;
+use crate::format::block::Block;
+use crate::limits::BLOCK_BYTES;
+
+impl Engine {
+    pub(super) fn write_frame(&mut self, id: FrameId) {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        pieces.clear();
+        if let Some(frame) = self.core.frame_pieces(id, &mut pieces) {
+            let offset = journal_offset(self.half_bytes, id.fill.half(), frame.position);
+            let stable = self.durability == Durability::Always;
+            self.ring.write(Token::Frame(id), self.journal.fd(), offset, &pieces, stable);
+        }
+        self.pieces = pieces;
+    }
+
+    /// The core has one superblock under way at most, so one place in memory is enough.
+    pub(super) fn write_superblock(&mut self, block: &Block, offset: u64) {
+        let place = self.superblock_memory;
+        // SAFETY: this block of the mapping is only used for superblocks, and none is under way.
+        unsafe { self.memory.bytes_mut(place, BLOCK_BYTES) }.copy_from_slice(block);
+        self.ring.write(Token::Superblock, self.journal.fd(), offset, &[(place, BLOCK_BYTES as u64)], true);
+    }
+}

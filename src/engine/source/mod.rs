@@ -1,0 +1,346 @@
+//! Drives the source's core: NBD clients, the journal, the volumes and the connection to the destination, from one
+//! loop on one thread.
+//!
+//! Each turn of the loop waits for completions, hands them to the core, lets the core act on all of them at once
+//! ([`Source::handle_turn`]), and queues what follows. Everything queued in one turn reaches the kernel in one system
+//! call, together with the wait for the next.
+
+mod clients;
+mod copies;
+mod journal;
+mod peer;
+mod reads;
+mod start;
+
+use super::client::Client;
+use super::command::{Commands, Counters, HalfStatus, LinkState, SourceCommand, SourceStatus};
+use super::disk::Disk;
+use super::memory::{Memory, Pool};
+use super::request::Requests;
+use super::ring::Ring;
+use crate::core::half::{State, Ticket};
+use crate::core::index::Segment;
+use crate::core::source::{Effect, FrameId, Headers, Source};
+use crate::core::{Durability, Place};
+use crate::format::block::Block;
+use crate::format::ids::Mark;
+use crate::limits::{BLOCK_BYTES, JOURNAL_DATA_OFFSET};
+use crossbeam_channel::Receiver;
+use nix::sys::eventfd::EventFd;
+use peer::Peer;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{oneshot, watch};
+
+pub use start::{Handle, Plan, Volume, spawn};
+
+/// Device writes of a flush under way while it is on time, and while it is late.
+const FLUSH_DEPTH: (u32, u32) = (4, 48);
+
+/// Names an operation under way.
+#[derive(Debug, Clone, Copy)]
+enum Token {
+    Wake,
+    ClientReceive(u32),
+    ClientSend(u32),
+    PeerReceive,
+    PeerSend,
+    Frame(FrameId),
+    JournalSync,
+    Superblock,
+    Flush,
+    VolumeSync(u16),
+    Read(Ticket),
+    Copy(usize),
+}
+
+/// Why an engine ended by itself: a disk failed, and going on would break a promise.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The journal, a volume, an image or a state file failed.
+    #[error("{what} failed: {cause}; stopping, since no write could be answered safely. After the repair start again with the same command")]
+    Disk {
+        /// Which, and what was tried.
+        what: String,
+        /// The system's error.
+        cause: io::Error,
+    },
+    /// io_uring itself failed.
+    #[error("io_uring failed: {0}")]
+    Ring(#[from] io::Error),
+}
+
+struct Engine {
+    core: Source,
+    durability: Durability,
+    ring: Ring<Token>,
+    memory: Arc<Memory>,
+    pool: Pool,
+    read_pool: Pool,
+    clients: Vec<Option<Client>>,
+    client_memory: Place,
+    /// Clients that wait for memory or for room in the queue.
+    gated: VecDeque<u32>,
+    requests: Requests,
+    peer: Option<Peer>,
+    peer_memory: Place,
+    next_peer: Option<(std::os::fd::OwnedFd, Box<crate::format::wire::Welcome>)>,
+    journal: Disk,
+    superblock_memory: Place,
+    half_bytes: u64,
+    volumes: Vec<Disk>,
+    commands: Receiver<SourceCommand>,
+    wake: Arc<EventFd>,
+    link: watch::Sender<LinkState>,
+    syncs: Vec<(u64, oneshot::Sender<Mark>)>,
+    sync_count: u64,
+    copies: Vec<copies::Reading>,
+    stopping: bool,
+    counters: Counters,
+    started: Instant,
+    effects: Vec<Effect>,
+    pieces: Vec<(Place, u64)>,
+    /// Requests whose parts are all done.
+    finished: Vec<Ticket>,
+    /// Writes whose client left in the middle of the payload.
+    abandoned: Vec<(u32, Ticket, Option<super::client::Piece>)>,
+    segments: Vec<Segment>,
+}
+
+/// Stores header blocks in the pool. A place is always left for them: clients are kept from the last chunks.
+struct HeaderMemory<'a> {
+    memory: &'a Memory,
+    pool: &'a mut Pool,
+}
+
+impl Headers for HeaderMemory<'_> {
+    fn store(&mut self, block: &Block) -> Place {
+        let (place, _) = self.pool.take(BLOCK_BYTES).expect("clients leave memory for headers");
+        // SAFETY: the place was just taken; nobody else knows it.
+        unsafe { self.memory.bytes_mut(place, BLOCK_BYTES) }.copy_from_slice(block);
+        place
+    }
+}
+
+impl Engine {
+    /// Runs until it is told to stop, or a disk fails.
+    fn run(mut self) -> Result<(), EngineError> {
+        let outcome = self.serve();
+        self.drain(outcome.is_err());
+        outcome
+    }
+
+    fn serve(&mut self) -> Result<(), EngineError> {
+        self.ring.wake_on(Token::Wake, self.wake.as_raw_fd());
+        let mut finished = Vec::new();
+        self.turn()?;
+        while !self.stopping {
+            let now = self.started.elapsed();
+            let timeout = self.core.next_deadline().map(|deadline| deadline.saturating_sub(now));
+            self.ring.wait(timeout, &mut finished)?;
+            for (token, outcome) in finished.drain(..) {
+                self.handle(token, outcome)?;
+            }
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// Closes every socket and waits for what is still under way: its memory must not go before.
+    fn drain(&mut self, failed: bool) {
+        for client in self.clients.iter_mut().flatten() {
+            shut_down(&client.socket);
+        }
+        self.close_peer("stopping");
+        let mut finished = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.ring.under_way() > 0 && Instant::now() < deadline {
+            if self.ring.wait(Some(Duration::from_millis(100)), &mut finished).is_err() {
+                break;
+            }
+            finished.clear();
+        }
+        if failed {
+            tracing::error!("stopped after a failure; clients' connections were closed without a reply");
+        }
+    }
+
+    fn handle(&mut self, token: Token, outcome: io::Result<usize>) -> Result<(), EngineError> {
+        match token {
+            Token::Wake => {
+                self.ring.wake_on(Token::Wake, self.wake.as_raw_fd());
+                while let Ok(command) = self.commands.try_recv() {
+                    self.handle_command(command);
+                }
+            }
+            Token::ClientReceive(client) => self.client_received(client, outcome),
+            Token::ClientSend(client) => self.client_sent(client, outcome),
+            Token::PeerReceive => self.peer_received(outcome),
+            Token::PeerSend => self.peer_sent(outcome),
+            Token::Frame(id) => {
+                let bytes = outcome.map_err(|cause| failed("the journal's write", &self.journal, cause))?;
+                self.counters.journal_bytes += bytes as u64;
+                self.counters.journal_writes += 1;
+                self.core.handle_frame_written(id, &mut self.effects);
+            }
+            Token::JournalSync => {
+                outcome.map_err(|cause| failed("the journal's sync", &self.journal, cause))?;
+                self.core.handle_journal_synced(&mut self.effects);
+            }
+            Token::Superblock => {
+                outcome.map_err(|cause| failed("the superblock's write", &self.journal, cause))?;
+                self.core.handle_superblock_written(&mut self.effects);
+            }
+            Token::Flush => {
+                self.counters.flushed_bytes += outcome.map_err(|cause| {
+                    let names: Vec<_> = self.volumes.iter().map(|volume| volume.path().display().to_string()).collect();
+                    EngineError::Disk { what: format!("the flush to a volume ({})", names.join(", ")), cause }
+                })? as u64;
+                self.core.handle_flush_written();
+            }
+            Token::VolumeSync(volume) => {
+                outcome.map_err(|cause| failed("the volume's sync", &self.volumes[usize::from(volume)], cause))?;
+                self.core.handle_volume_synced(volume);
+            }
+            Token::Read(ticket) => self.read_done(ticket, outcome),
+            Token::Copy(number) => self.copy_read(number, outcome)?,
+        }
+        Ok(())
+    }
+
+    /// Lets the core act on everything that has happened, and queues what follows.
+    fn turn(&mut self) -> Result<(), EngineError> {
+        self.admit_peer();
+        self.bury();
+        self.open_gates();
+        loop {
+            let now = self.started.elapsed();
+            let mut headers = HeaderMemory { memory: &self.memory, pool: &mut self.pool };
+            self.core.handle_turn(now, &mut headers, &mut self.effects);
+            // The destination first: its work and ours then overlap the longest.
+            self.pump_peer();
+            let mut effects = std::mem::take(&mut self.effects);
+            let any = !effects.is_empty();
+            for effect in effects.drain(..) {
+                self.act(effect);
+            }
+            // What acting on effects caused goes behind, in the same allocation.
+            effects.append(&mut self.effects);
+            self.effects = effects;
+            if !any {
+                break;
+            }
+        }
+        self.pump_flush();
+        self.pump_copies();
+        self.open_gates();
+        self.queue_replies();
+        for index in 0..self.clients.len() {
+            self.pump_client(index as u32);
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, effect: Effect) {
+        match effect {
+            Effect::WriteFrame(id) => self.write_frame(id),
+            Effect::SyncJournal => self.ring.sync(Token::JournalSync, self.journal.fd()),
+            Effect::Answer(ticket) => self.part_answered(ticket),
+            Effect::WriteSuperblock(block, offset) => self.write_superblock(&block, offset),
+            Effect::SyncVolume(volume) => self.ring.sync(Token::VolumeSync(volume), self.volumes[usize::from(volume)].fd()),
+            Effect::Release(place, bytes) => self.pool.release(place, bytes),
+            Effect::ClosePeer(reason) => self.close_peer(&reason),
+            Effect::Fenced(epoch) => {
+                let reason = format!("fenced: another side was promoted in epoch {epoch}");
+                tracing::error!("{reason}. No write is answered any more; clients' connections are closed without a reply");
+                for index in 0..self.clients.len() {
+                    self.kill_client(index as u32);
+                }
+                self.close_peer(&reason);
+                self.link.send_replace(LinkState::Fenced(epoch));
+            }
+            Effect::SyncDone(token) => {
+                if let Some(at) = self.syncs.iter().position(|(t, _)| *t == token) {
+                    let (_, done) = self.syncs.swap_remove(at);
+                    // Nobody may be waiting any more.
+                    let _ = done.send(self.core.superblock().clean);
+                }
+            }
+            Effect::Switched(mark) => tracing::debug!("switched halves at {mark}"),
+        }
+    }
+
+    fn handle_command(&mut self, command: SourceCommand) {
+        match command {
+            SourceCommand::Client(socket, negotiated) => self.add_client(socket, negotiated),
+            SourceCommand::Hello(answer) => drop(answer.send(self.core.superblock().clone())),
+            SourceCommand::Peer(socket, welcome) => self.next_peer = Some((socket, welcome)),
+            SourceCommand::Sync(done) => {
+                self.sync_count += 1;
+                self.syncs.push((self.sync_count, done));
+                self.core.handle_sync(self.sync_count);
+            }
+            SourceCommand::Status(answer) => drop(answer.send(self.status())),
+            SourceCommand::Stop => self.stopping = true,
+        }
+    }
+
+    fn pump_flush(&mut self) {
+        let depth = if self.core.flush_is_late() { FLUSH_DEPTH.1 } else { FLUSH_DEPTH.0 };
+        let mut pieces = std::mem::take(&mut self.pieces);
+        while self.core.flushes_under_way() < depth
+            && let Some(op) = self.core.next_flush(&mut pieces)
+        {
+            let disk = &self.volumes[usize::from(op.volume)];
+            super::disk::start_flush(&mut self.ring, Token::Flush, disk, &op.run, &pieces);
+        }
+        self.pieces = pieces;
+    }
+
+    fn status(&self) -> SourceStatus {
+        let half = |half: &crate::core::half::Half| HalfStatus {
+            fill: half.fill.0,
+            state: half.state.word(),
+            bytes: if half.state == State::Clean { 0 } else { half.end },
+            capacity_bytes: self.half_bytes,
+            records: half.entries.len() as u64,
+        };
+        SourceStatus {
+            superblock: self.core.superblock().clone(),
+            link: self.link.borrow().clone(),
+            last_record: self.core.last().0,
+            stored_here: self.core.written().0,
+            stored_there: self.core.acked().0,
+            verified_record: self.core.verified().0,
+            open_fill: self.core.open_fill().0,
+            halves: self.core.halves().iter().map(half).collect(),
+            clients: self.clients.iter().flatten().count(),
+            requests: self.requests.count(),
+            waiting: self.core.waiting(),
+            copied: self.core.copied(),
+            counters: self.counters,
+        }
+    }
+}
+
+/// An operation on this disk failed for good.
+fn failed(what: &str, disk: &Disk, cause: io::Error) -> EngineError {
+    EngineError::Disk { what: format!("{what} ({})", disk.path().display()), cause }
+}
+
+/// Ends a connection in both directions; whatever waits on it completes.
+fn shut_down(socket: &impl AsRawFd) {
+    // ENOTCONN: the other side was faster.
+    let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+}
+
+/// Where a frame starts in the journal, in bytes.
+fn journal_offset(half_bytes: u64, half: usize, position: u64) -> u64 {
+    JOURNAL_DATA_OFFSET + half as u64 * half_bytes + position
+}
+
+/// The commands' sending side, for a handle.
+type Sender = Commands<SourceCommand>;

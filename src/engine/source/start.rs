@@ -1,0 +1,267 @@
+//! A source's start: the journal is opened or made, what it holds is recovered, and the engine's thread begins.
+
+use super::super::client::CLIENT_BYTES;
+use super::super::command::{Commands, Counters, LinkState, MAX_COMMANDS, SourceCommand};
+use super::super::disk::{Disk, random_id};
+use super::super::memory::{Memory, Pool};
+use super::super::request::Requests;
+use super::super::ring::Ring;
+use super::peer::PEER_BYTES;
+use super::{Engine, EngineError, Sender, journal_offset};
+use crate::core::half::{Entry, Ticket};
+use crate::core::recovery::{self, block_at};
+use crate::core::source::{FrameId, Shape, Source};
+use crate::core::{Durability, Place};
+use crate::format::frame::{Header, padded};
+use crate::format::ids::{Epoch, Mark};
+use crate::format::superblock::{Role, Superblock, Volume as VolumeFacts};
+use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, JOURNAL_DATA_OFFSET, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES};
+use anyhow::Context as _;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{oneshot, watch};
+
+/// How much of a disk must be zero for it to count as blank, in bytes: every common file system leaves traces there.
+const BLANK_BYTES: u64 = 1 << 20;
+
+/// A volume, opened.
+#[derive(Debug)]
+pub struct Volume {
+    /// The NBD export's name.
+    pub name: String,
+    /// Its disk.
+    pub disk: Disk,
+}
+
+/// What a source is to be.
+#[derive(Debug)]
+pub struct Plan {
+    /// The source's name.
+    pub name: String,
+    /// How strong an answered write is.
+    pub durability: Durability,
+    /// Whether there is a destination.
+    pub mirrored: bool,
+    /// Age at which a half is switched though it isn't full.
+    pub max_age: Duration,
+    /// The journal's file or device.
+    pub journal: PathBuf,
+    /// Bytes of both halves together.
+    pub journal_bytes: u64,
+    /// The volumes, in the order of the configuration.
+    pub volumes: Vec<Volume>,
+    /// The epoch of a journal that is made now.
+    pub epoch: Epoch,
+    /// Whether a journal may be made over foreign content.
+    pub init: bool,
+}
+
+/// A running engine.
+#[derive(Debug)]
+pub struct Handle {
+    /// For commands.
+    pub commands: Sender,
+    /// The connection to the destination as the engine sees it.
+    pub link: watch::Receiver<LinkState>,
+    /// Completes when the engine has ended.
+    pub ended: oneshot::Receiver<Result<(), EngineError>>,
+}
+
+/// Starts an engine; returns when it serves, or says why it can't. Blocks while the journal is made or read.
+pub fn spawn(plan: Plan) -> anyhow::Result<Handle> {
+    let (sender, commands) = crossbeam_channel::bounded(MAX_COMMANDS);
+    let wake = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC).context("no eventfd can be made")?);
+    let (link, link_seen) = watch::channel(LinkState::Down("not connected yet".into()));
+    let (ended_sender, ended) = oneshot::channel();
+    let (ready_sender, ready) = crossbeam_channel::bounded(1);
+    let handle = Handle { commands: Commands::new(sender, wake.clone()), link: link_seen, ended };
+    let name = plan.name.clone();
+    let body = move || match prepare(plan, commands, wake, link) {
+        Ok(engine) => {
+            // The receiver waits right below.
+            let _ = ready_sender.send(Ok(()));
+            let _ = ended_sender.send(engine.run());
+        }
+        Err(error) => drop(ready_sender.send(Err(error))),
+    };
+    std::thread::Builder::new().name(format!("engine {name}")).spawn(body).context("no thread can be started")?;
+    ready.recv().context("the engine's thread ended before it was ready")??;
+    Ok(handle)
+}
+
+fn prepare(
+    plan: Plan,
+    commands: crossbeam_channel::Receiver<SourceCommand>,
+    wake: Arc<EventFd>,
+    link: watch::Sender<LinkState>,
+) -> anyhow::Result<Engine> {
+    let (journal, mut superblock) = open_journal(&plan)?;
+    let half_bytes = superblock.half_bytes;
+    let pool_bytes = 2 * half_bytes as usize + RECEIVE_MEMORY_BYTES;
+    let read_place = Place(pool_bytes as u64);
+    let client_memory = Place(read_place.0 + READ_MEMORY_BYTES as u64);
+    let peer_memory = Place(client_memory.0 + (MAX_CLIENTS * CLIENT_BYTES) as u64);
+    let superblock_memory = Place(peer_memory.0 + PEER_BYTES as u64);
+    let bytes = superblock_memory.0 as usize + BLOCK_BYTES;
+    let memory = Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal's halves"))?);
+    let ring = Ring::new(memory.clone())?;
+
+    for half in 0..2 {
+        journal.load(&memory, Place(half * half_bytes), journal_offset(half_bytes, half as usize, 0), half_bytes)?;
+    }
+    // SAFETY: nothing is under way yet.
+    let halves = [0, 1].map(|half| unsafe { memory.bytes(Place(half * half_bytes), half_bytes as usize) });
+    let recovered = recovery::recover(halves, superblock.source, superblock.clean).map_err(|damage| journal.error(&damage))?;
+    if recovered.end.seq > superblock.clean.seq {
+        tracing::info!("recovered {} to {} from the journal", superblock.clean, recovered.end);
+    }
+    superblock.incarnation += 1;
+    superblock.generation += 1;
+    journal.store_block(&superblock.encode(), superblock.copy_offset())?;
+
+    let place = |id: FrameId, position: u64| Place(id.fill.half() as u64 * half_bytes + position);
+    let mut used = Vec::new();
+    let shape = Shape { durability: plan.durability, mirrored: plan.mirrored, max_age: plan.max_age };
+    let core = Source::recover(shape, superblock, recovered, |id, position| {
+        let header_place = place(id, position);
+        used.push((header_place, BLOCK_BYTES as u64));
+        let mut entries = Vec::new();
+        let mut at = header_place.0 + BLOCK_BYTES as u64;
+        let header = block_at(halves[id.fill.half()], position).and_then(|block| Some((Header::parse(block).ok()?, block)));
+        for record in header.iter().flat_map(|(header, block)| header.records(block)) {
+            let bytes = padded(record.payload_bytes()) as u64;
+            if bytes > 0 {
+                used.push((Place(at), bytes));
+            }
+            entries.push(Entry { record, place: Place(at), ticket: Ticket::NONE });
+            at += bytes;
+        }
+        (header_place, entries)
+    });
+    if core.fenced() {
+        let epoch = core.superblock().fenced_by;
+        tracing::error!(
+            "source {} was fenced: another side was promoted in epoch {epoch} and has the data now. No client is served here",
+            plan.name
+        );
+        link.send_replace(LinkState::Fenced(epoch));
+    }
+    Ok(Engine {
+        core,
+        durability: plan.durability,
+        ring,
+        pool: Pool::with(Place(0), pool_bytes / CHUNK_BYTES, used.into_iter()),
+        read_pool: Pool::new(read_place, READ_MEMORY_BYTES / CHUNK_BYTES),
+        memory,
+        clients: Vec::new(),
+        client_memory,
+        gated: VecDeque::new(),
+        requests: Requests::default(),
+        peer: None,
+        peer_memory,
+        next_peer: None,
+        journal,
+        superblock_memory,
+        half_bytes,
+        volumes: plan.volumes.into_iter().map(|volume| volume.disk).collect(),
+        commands,
+        wake,
+        link,
+        syncs: Vec::new(),
+        sync_count: 0,
+        copies: Vec::new(),
+        stopping: false,
+        counters: Counters::default(),
+        started: Instant::now(),
+        effects: Vec::new(),
+        pieces: Vec::new(),
+        finished: Vec::new(),
+        abandoned: Vec::new(),
+        segments: Vec::new(),
+    })
+}
+
+/// Opens the journal and checks that it is this source's, or makes it.
+fn open_journal(plan: &Plan) -> anyhow::Result<(Disk, Superblock)> {
+    let mut journal = Disk::open_or_create("journal", &plan.journal)?;
+    let (blocks, blank) = journal.first_blocks(BLANK_BYTES)?;
+    let found = Superblock::newest(Role::Source, [&blocks[0], &blocks[1]]);
+    match found {
+        Ok(superblock) if superblock.name == plan.name => {
+            check_journal(plan, &superblock).map_err(|cause| journal.error(&cause))?;
+            return Ok((journal, superblock));
+        }
+        Ok(other) if !plan.init => {
+            anyhow::bail!(journal.error(&format!(
+                "belongs to source \"{}\", not to \"{}\". Name another journal, or give --init to make a new one over it: \
+                 what \"{}\" hasn't flushed from it is lost then",
+                other.name, plan.name, other.name
+            )));
+        }
+        Err(error) if !blank && !plan.init => {
+            anyhow::bail!(journal.error(&format!(
+                "holds something else ({error}). Name another file or device, or give --init to overwrite it"
+            )));
+        }
+        _ => {}
+    }
+    let half_bytes = plan.journal_bytes / 2;
+    tracing::info!("making the journal {} ({} bytes)", plan.journal.display(), plan.journal_bytes);
+    journal.preallocate(JOURNAL_DATA_OFFSET + plan.journal_bytes)?;
+    let superblock = Superblock {
+        role: Role::Source,
+        generation: 1,
+        source: random_id().context("no random identity for the source")?,
+        name: plan.name.clone(),
+        half_bytes,
+        epoch: plan.epoch,
+        fenced_by: Epoch(0),
+        incarnation: 0,
+        clean: Mark::default(),
+        whole: false,
+        promoted: false,
+        volumes: plan.volumes.iter().map(facts).collect(),
+    };
+    // Both copies: a block device may still hold an older journal's.
+    let second = Superblock { generation: 2, ..superblock };
+    journal.store_block(&second.encode(), BLOCK_BYTES as u64)?;
+    journal.store_block(&second.encode(), 0)?;
+    Ok((journal, second))
+}
+
+fn facts(volume: &Volume) -> VolumeFacts {
+    let (size_bytes, block_bytes) = (volume.disk.size_bytes, volume.disk.block_bytes);
+    VolumeFacts { name: volume.name.clone(), size_bytes, block_bytes, copied_bytes: 0 }
+}
+
+/// Whether a journal of ours fits the configuration.
+fn check_journal(plan: &Plan, superblock: &Superblock) -> Result<(), String> {
+    if superblock.half_bytes * 2 != plan.journal_bytes {
+        return Err(format!(
+            "was made with size = {}, the configuration says {}; set it back (its size can't be changed yet)",
+            superblock.half_bytes * 2,
+            plan.journal_bytes
+        ));
+    }
+    let names = |volumes: &mut dyn Iterator<Item = String>| volumes.collect::<Vec<_>>().join(", ");
+    let known = names(&mut superblock.volumes.iter().map(|volume| volume.name.clone()));
+    let configured = names(&mut plan.volumes.iter().map(|volume| volume.name.clone()));
+    if known != configured {
+        return Err(format!("was made for the volumes {known} (in this order), the configuration has {configured}"));
+    }
+    for (known, volume) in superblock.volumes.iter().zip(&plan.volumes) {
+        if known.size_bytes != volume.disk.size_bytes {
+            return Err(format!(
+                "was made for {} with {} bytes, but {} has {} bytes now",
+                known.name,
+                known.size_bytes,
+                volume.disk.path().display(),
+                volume.disk.size_bytes
+            ));
+        }
+    }
+    Ok(())
+}
