@@ -300,9 +300,7 @@ fn tokens(text: &str) -> Vec<String> {
             let end = format!("\"{}", "#".repeat(hashes));
             let body = skip_until(&chars, i, |j| at(j) == '"') + 1;
             i = skip_until(&chars, body, |j| starts(j, &end)) + end.len();
-        } else if at(i) == '"' {
-            i = skip_quoted(&chars, i);
-        } else if at(i) == '\'' && (at(i + 1) == '\\' || at(i + 2) == '\'') {
+        } else if at(i) == '"' || (at(i) == '\'' && (at(i + 1) == '\\' || at(i + 2) == '\'')) {
             i = skip_quoted(&chars, i);
         } else if at(i).is_alphanumeric() || at(i) == '_' {
             let end = skip_until(&chars, i, |j| !at(j).is_alphanumeric() && at(j) != '_');
