@@ -45,10 +45,7 @@ fn layers_depend_one_way() {
     assert_clean(|file| {
         let layer = file.layer();
         let rank = rank(layer).ok_or_else(|| format!("{layer} is not in LAYERS"))?;
-        let upward = file
-            .crate_modules()
-            .into_iter()
-            .find(|module| self::rank(module).is_none_or(|r| r > rank));
+        let upward = file.crate_modules().into_iter().find(|module| self::rank(module).is_none_or(|r| r > rank));
         refuse(upward.map(|module| format!("{layer} names crate::{module}, which stands above it")))
     });
 }
@@ -92,10 +89,7 @@ fn the_rules_notice_what_they_forbid() {
     for code in upward {
         let file = Source::new("core/frame.rs", code);
         let modules = file.crate_modules();
-        assert!(
-            modules.iter().any(|m| rank(m).is_none_or(|r| r > 2)),
-            "{code}"
-        );
+        assert!(modules.iter().any(|m| rank(m).is_none_or(|r| r > 2)), "{code}");
     }
     let outside = [
         "use std::time::Instant;",
@@ -108,10 +102,7 @@ fn the_rules_notice_what_they_forbid() {
         "let x = '\"'; libc::getpid(); // \"",
     ];
     for code in outside {
-        assert!(
-            names_outside(&Source::new("core/x.rs", code).paths()).is_some(),
-            "{code}"
-        );
+        assert!(names_outside(&Source::new("core/x.rs", code).paths()).is_some(), "{code}");
     }
     let allowed = [
         "use std::time::Duration;",
@@ -124,10 +115,7 @@ fn the_rules_notice_what_they_forbid() {
         let file = Source::new("core/x.rs", code);
         assert_eq!(names_outside(&file.paths()), None, "{code}");
         let modules = file.crate_modules();
-        assert!(
-            modules.iter().all(|m| rank(m).is_some_and(|r| r <= 2)),
-            "{code}"
-        );
+        assert!(modules.iter().all(|m| rank(m).is_some_and(|r| r <= 2)), "{code}");
         assert!(!file.tokens.iter().any(|t| t == "unsafe"), "{code}");
     }
 }
@@ -144,11 +132,7 @@ fn assert_clean(rule: impl Fn(&Source) -> Result<(), String>) {
         .map(|name| Source::new(name, &fs::read_to_string(root.join(name)).unwrap()))
         .filter_map(|file| rule(&file).err().map(|e| format!("src/{}: {e}", file.name)))
         .collect();
-    assert!(
-        names.len() > LAYERS.len(),
-        "no sources below {}",
-        root.display()
-    );
+    assert!(names.len() > LAYERS.len(), "no sources below {}", root.display());
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
@@ -174,9 +158,7 @@ fn rank(module: &str) -> Option<usize> {
 /// The first path that names something of [`OUTSIDE`], or a whole module that contains it.
 fn names_outside(paths: &[Vec<String>]) -> Option<String> {
     let outside = |path: &&Vec<String>| {
-        let whole = path
-            .last()
-            .is_some_and(|last| last == "*" || last == "self");
+        let whole = path.last().is_some_and(|last| last == "*" || last == "self");
         let path = &path[..path.len() - usize::from(whole)];
         OUTSIDE.iter().any(|banned| {
             let banned: Vec<&str> = banned.split("::").collect();
@@ -198,11 +180,7 @@ struct Source {
 
 impl Source {
     fn new(name: &str, text: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            text: text.to_owned(),
-            tokens: tokens(text),
-        }
+        Self { name: name.to_owned(), text: text.to_owned(), tokens: tokens(text) }
     }
 
     /// The crate's module that the file belongs to.

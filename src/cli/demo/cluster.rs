@@ -58,11 +58,7 @@ impl Cluster {
         let destination = Daemon::start(&folder, "destination", &destination)?;
         let source = source_config(&folder, &address)?;
         let source = Daemon::start(&folder, "source", &source)?;
-        Ok(Self {
-            source,
-            destination,
-            folder,
-        })
+        Ok(Self { source, destination, folder })
     }
 
     /// Waits until the source mirrors.
@@ -137,11 +133,7 @@ impl Cluster {
 
     /// The last lines of both logs, to be shown with a failure.
     pub fn logs(&self) -> String {
-        format!(
-            "{}\n{}",
-            self.destination.log_tail(),
-            self.source.log_tail()
-        )
+        format!("{}\n{}", self.destination.log_tail(), self.source.log_tail())
     }
 }
 
@@ -156,8 +148,7 @@ struct Daemon {
 impl Daemon {
     fn start(folder: &Folder, role: &'static str, config: &str) -> anyhow::Result<Self> {
         let config_path = folder.join(&format!("{role}.toml"));
-        fs::write(&config_path, config)
-            .with_context(|| format!("can't write {}", config_path.display()))?;
+        fs::write(&config_path, config).with_context(|| format!("can't write {}", config_path.display()))?;
         let log = folder.join(&format!("{role}.log"));
         let stderr = File::create(&log).with_context(|| format!("can't make {}", log.display()))?;
         let child = own_binary()?
@@ -169,12 +160,7 @@ impl Daemon {
             .stderr(stderr)
             .spawn()
             .with_context(|| format!("can't start the {role}"))?;
-        Ok(Self {
-            role,
-            child,
-            admin: admin_socket(folder, role),
-            log,
-        })
+        Ok(Self { role, child, admin: admin_socket(folder, role), log })
     }
 
     fn check_alive(&mut self) -> anyhow::Result<()> {
@@ -194,8 +180,7 @@ impl Daemon {
 
     fn status(&self) -> anyhow::Result<Value> {
         let printed = self.verb("status", &["--json"])?;
-        serde_json::from_str(&printed)
-            .with_context(|| format!("`status --json` of the {} is no JSON", self.role))
+        serde_json::from_str(&printed).with_context(|| format!("`status --json` of the {} is no JSON", self.role))
     }
 
     /// Runs `nbd-mirror VERB --admin … ARGUMENTS` and returns what it printed.
@@ -232,11 +217,7 @@ fn own_binary() -> anyhow::Result<Command> {
 
 /// Runs a short command to its end, at most [`VERB_TIMEOUT`], and returns its standard output.
 fn run(command: &mut Command) -> anyhow::Result<String> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let deadline = Instant::now() + VERB_TIMEOUT;
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -319,21 +300,15 @@ fn destination_config(folder: &Folder, address: &str) -> anyhow::Result<String> 
 fn sockets(folder: &Folder, role: &str) -> anyhow::Result<String> {
     let mut listen = std::ffi::OsString::from("unix:");
     listen.push(nbd_socket(folder, role));
-    Ok(format!(
-        "[nbd]\nlisten = [{}]\n[admin]\nsocket = {}\n",
-        quoted(&listen)?,
-        quoted(&admin_socket(folder, role))?,
-    ))
+    Ok(format!("[nbd]\nlisten = [{}]\n[admin]\nsocket = {}\n", quoted(&listen)?, quoted(&admin_socket(folder, role))?,))
 }
 
 /// A path as a TOML string.
 fn quoted(path: &(impl AsRef<OsStr> + ?Sized)) -> anyhow::Result<String> {
-    let text = path.as_ref().to_str().with_context(|| {
-        format!(
-            "{} is not UTF-8: name another folder with --dir",
-            Path::new(path).display()
-        )
-    })?;
+    let text = path
+        .as_ref()
+        .to_str()
+        .with_context(|| format!("{} is not UTF-8: name another folder with --dir", Path::new(path).display()))?;
     Ok(toml::Value::from(text).to_string())
 }
 
@@ -345,10 +320,9 @@ mod tests {
     fn both_configurations_are_toml_whatever_the_folder_is_called() {
         let parent = tempfile::tempdir().unwrap();
         let folder = Folder::open(Some(parent.path().join("a \"b\" \\ c"))).unwrap();
-        for config in [
-            source_config(&folder, "127.0.0.1:1").unwrap(),
-            destination_config(&folder, "127.0.0.1:1").unwrap(),
-        ] {
+        for config in
+            [source_config(&folder, "127.0.0.1:1").unwrap(), destination_config(&folder, "127.0.0.1:1").unwrap()]
+        {
             config.parse::<toml::Table>().unwrap();
         }
     }

@@ -29,8 +29,7 @@ impl Folder {
     pub fn open(dir: Option<PathBuf>) -> anyhow::Result<Self> {
         let temporary = dir.is_none();
         let path = match dir {
-            Some(dir) => std::path::absolute(&dir)
-                .with_context(|| format!("can't resolve {}", dir.display()))?,
+            Some(dir) => std::path::absolute(&dir).with_context(|| format!("can't resolve {}", dir.display()))?,
             None => unique_path(),
         };
         let length = path.join(LONGEST_SOCKET).as_os_str().as_bytes().len();
@@ -46,12 +45,8 @@ impl Folder {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::AlreadyExists && !temporary => refuse_used(&path)?,
             Err(e) => {
-                return Err(e).with_context(|| {
-                    format!(
-                        "can't make the folder {}: name one with --dir",
-                        path.display()
-                    )
-                });
+                return Err(e)
+                    .with_context(|| format!("can't make the folder {}: name one with --dir", path.display()));
             }
         }
         Ok(Self { path, temporary })
@@ -85,13 +80,9 @@ impl Drop for Folder {
 
 /// A folder that holds something may be somebody's: the demo neither mixes with it nor removes it.
 fn refuse_used(path: &Path) -> anyhow::Result<()> {
-    let mut entries =
-        fs::read_dir(path).with_context(|| format!("can't read the folder {}", path.display()))?;
+    let mut entries = fs::read_dir(path).with_context(|| format!("can't read the folder {}", path.display()))?;
     if entries.next().is_some() {
-        bail!(
-            "the folder {} isn't empty: empty it, or name another one with --dir",
-            path.display()
-        );
+        bail!("the folder {} isn't empty: empty it, or name another one with --dir", path.display());
     }
     Ok(())
 }

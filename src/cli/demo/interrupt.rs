@@ -23,11 +23,7 @@ impl Interrupt {
             .context("can't set up the handling of signals")?;
         let mut signals = {
             let _context = runtime.enter();
-            [
-                signal(SignalKind::interrupt())?,
-                signal(SignalKind::terminate())?,
-                signal(SignalKind::hangup())?,
-            ]
+            [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?]
         };
         let note = Arc::clone(&arrived);
         std::thread::spawn(move || {

@@ -37,9 +37,7 @@ pub fn run(dir: Option<PathBuf>) -> anyhow::Result<()> {
     let folder = Folder::open(dir)?;
     println!("nbd-mirror demo in {}", folder.path().display());
     if !folder.is_temporary() {
-        println!(
-            "  (the folder stays: its .toml files show the configuration, its .log files the logs)"
-        );
+        println!("  (the folder stays: its .toml files show the configuration, its .log files the logs)");
     }
     let mut cluster = Cluster::start(folder)?;
     play(&mut cluster, &interrupt).map_err(|e| match interrupt.check() {
@@ -52,16 +50,10 @@ pub fn run(dir: Option<PathBuf>) -> anyhow::Result<()> {
 fn play(cluster: &mut Cluster, interrupt: &Interrupt) -> anyhow::Result<()> {
     let go_on = || interrupt.check();
     cluster.wait_mirroring(go_on)?;
-    println!(
-        "  {} volumes of {VOLUME_MIB} MiB are mirrored from source {SOURCE} to the destination",
-        VOLUMES.len()
-    );
+    println!("  {} volumes of {VOLUME_MIB} MiB are mirrored from source {SOURCE} to the destination", VOLUMES.len());
 
     let workload = Workload::start(run_number(), &cluster.volumes())?;
-    println!(
-        "  writing stamped {BLOCK_BYTES}-byte blocks over {} NBD connections",
-        workload.connections()
-    );
+    println!("  writing stamped {BLOCK_BYTES}-byte blocks over {} NBD connections", workload.connections());
     let started = Instant::now();
     watch(&workload, started, interrupt)?;
 
@@ -98,10 +90,7 @@ fn watch(workload: &Workload, started: Instant, interrupt: &Interrupt) -> anyhow
         let elapsed = started.elapsed();
         let answered = workload.answered();
         let rate = mib_per_second(answered, elapsed);
-        bar.set_message(format!(
-            "{} answered, {rate:.1} MiB/s",
-            HumanCount(answered)
-        ));
+        bar.set_message(format!("{} answered, {rate:.1} MiB/s", HumanCount(answered)));
         if elapsed >= WRITE_TIME {
             bar.abandon();
             return Ok(());
@@ -118,10 +107,7 @@ fn report(verdict: Verdict, written: Duration, outage: Duration) -> anyhow::Resu
     println!("  writes answered  {:>12}", HumanCount(verdict.answered));
     println!("  found            {:>12}", HumanCount(verdict.found));
     println!("  lost             {:>12}", HumanCount(verdict.lost));
-    println!(
-        "  time to promote  {:>10.2} s   from SIGKILL to both images served",
-        outage.as_secs_f64()
-    );
+    println!("  time to promote  {:>10.2} s   from SIGKILL to both images served", outage.as_secs_f64());
     println!("  write rate       {rate:>8.1} MiB/s   stored twice before each answer");
     println!();
     if verdict.answered == 0 {

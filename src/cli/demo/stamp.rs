@@ -38,12 +38,7 @@ pub enum Found {
 impl Stamp {
     /// Writes the block that bears this stamp.
     pub fn fill(&self, block: &mut [u8; BLOCK_BYTES]) {
-        let Self {
-            run,
-            volume,
-            block: number,
-            version,
-        } = *self;
+        let Self { run, volume, block: number, version } = *self;
         let stamp = [MAGIC, run, volume, number, version];
         let mut random = Random::new(run ^ volume << 56 ^ number << 24 ^ version);
         let (words, _) = block.as_chunks_mut::<WORD_BYTES>();
@@ -68,12 +63,7 @@ pub fn inspect(block: &[u8; BLOCK_BYTES]) -> Found {
     if word(CHECKSUM_AT / WORD_BYTES) != sum {
         return Found::Damaged;
     }
-    Found::Stamped(Stamp {
-        run: word(1),
-        volume: word(2),
-        block: word(3),
-        version: word(4),
-    })
+    Found::Stamped(Stamp { run: word(1), volume: word(2), block: word(3), version: word(4) })
 }
 
 /// A small generator of numbers that look random (SplitMix64): good enough for positions and filling.
@@ -102,12 +92,7 @@ mod tests {
 
     #[test]
     fn a_block_says_what_it_is_and_any_changed_byte_is_noticed() {
-        let stamp = Stamp {
-            run: 7,
-            volume: 1,
-            block: 4711,
-            version: 3,
-        };
+        let stamp = Stamp { run: 7, volume: 1, block: 4711, version: 3 };
         let mut block = [0; BLOCK_BYTES];
         assert_eq!(inspect(&block), Found::Empty);
         stamp.fill(&mut block);

@@ -102,11 +102,7 @@ impl Workload {
                 writers.push(std::thread::spawn(move || writer.write_until_cut()));
             }
         }
-        Ok(Self {
-            run,
-            writers,
-            shared,
-        })
+        Ok(Self { run, writers, shared })
     }
 
     /// Writes answered so far.
@@ -157,10 +153,7 @@ impl Workload {
             }
             volumes.push(volume);
         }
-        Ok(History {
-            run: self.run,
-            volumes,
-        })
+        Ok(History { run: self.run, volumes })
     }
 }
 
@@ -192,12 +185,9 @@ impl Writer {
             versions.sent = stamp.version;
             if let Err(e) = write_block(&mut self.client, stamp.block, &block) {
                 if !self.shared.cut.load(Ordering::SeqCst) {
-                    self.shared.failure.get_or_init(|| {
-                        format!(
-                            "write of block {} of volume {}: {e}",
-                            stamp.block, self.volume
-                        )
-                    });
+                    self.shared
+                        .failure
+                        .get_or_init(|| format!("write of block {} of volume {}: {e}", stamp.block, self.volume));
                 }
                 return history;
             }
@@ -214,11 +204,7 @@ impl History {
     ///
     /// # Errors
     /// An export that can't be read, is read-only or has another size; or `go_on`'s error.
-    pub fn check(
-        &self,
-        export: &Export,
-        go_on: impl Fn() -> anyhow::Result<()>,
-    ) -> anyhow::Result<Verdict> {
+    pub fn check(&self, export: &Export, go_on: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<Verdict> {
         let known = usize::try_from(export.volume)
             .ok()
             .and_then(|volume| self.volumes.get(volume))
@@ -228,18 +214,13 @@ impl History {
         let mut verdict = Verdict::default();
         for (i, versions) in known.chunks(CHUNK_BYTES / BLOCK_BYTES).enumerate() {
             go_on()?;
-            client.read_exact(&mut chunk).with_context(|| {
-                format!("reading export {:?} at {}", export.name, i * CHUNK_BYTES)
-            })?;
+            client
+                .read_exact(&mut chunk)
+                .with_context(|| format!("reading export {:?} at {}", export.name, i * CHUNK_BYTES))?;
             let (blocks, _) = chunk.as_chunks::<BLOCK_BYTES>();
             let first_block = (i * (CHUNK_BYTES / BLOCK_BYTES)) as u64;
             for (number, (versions, block)) in (first_block..).zip(versions.iter().zip(blocks)) {
-                let stamp = Stamp {
-                    run: self.run,
-                    volume: export.volume,
-                    block: number,
-                    version: 0,
-                };
+                let stamp = Stamp { run: self.run, volume: export.volume, block: number, version: 0 };
                 verdict.add(*versions, stamp, inspect(block));
             }
         }
@@ -321,21 +302,12 @@ pub fn connect(export: &Export) -> anyhow::Result<NbdClient<Socket>> {
         bail!("{} is read-only", place());
     }
     if offered.size != export.size_bytes {
-        bail!(
-            "{} has {} bytes instead of {}",
-            place(),
-            offered.size,
-            export.size_bytes
-        );
+        bail!("{} has {} bytes instead of {}", place(), offered.size, export.size_bytes);
     }
     Ok(NbdClient::new(socket, &offered))
 }
 
-fn write_block(
-    client: &mut NbdClient<Socket>,
-    number: u64,
-    block: &[u8; BLOCK_BYTES],
-) -> io::Result<()> {
+fn write_block(client: &mut NbdClient<Socket>, number: u64, block: &[u8; BLOCK_BYTES]) -> io::Result<()> {
     client.seek(SeekFrom::Start(number * BLOCK_BYTES as u64))?;
     client.write_all(block)
 }

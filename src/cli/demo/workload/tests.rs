@@ -44,12 +44,7 @@ fn the_check_finds_every_answered_write_and_notices_a_lost_and_a_damaged_one() {
     let path = folder.path().join("volume");
     let file = File::create_new(&path).unwrap();
     file.set_len(SIZE_BYTES).unwrap();
-    let export = Export {
-        volume: 0,
-        name: String::new(),
-        socket: folder.path().join("nbd"),
-        size_bytes: SIZE_BYTES,
-    };
+    let export = Export { volume: 0, name: String::new(), socket: folder.path().join("nbd"), size_bytes: SIZE_BYTES };
 
     let server = Server::start(&export.socket, &path);
     let workload = Workload::start(42, std::slice::from_ref(&export)).unwrap();
@@ -65,24 +60,13 @@ fn the_check_finds_every_answered_write_and_notices_a_lost_and_a_damaged_one() {
     let check = || history.check(&export, || Ok(())).unwrap();
     let sound = check();
     assert!(sound.answered >= 5000);
-    assert_eq!(
-        (sound.found, sound.lost, sound.damaged),
-        (sound.answered, 0, 0)
-    );
+    assert_eq!((sound.found, sound.lost, sound.damaged), (sound.answered, 0, 0));
 
     // A block as it was one answered write ago.
-    let (number, versions) = history.volumes[0]
-        .iter()
-        .enumerate()
-        .find(|(_, versions)| versions.answered >= 2)
-        .unwrap();
+    let (number, versions) =
+        history.volumes[0].iter().enumerate().find(|(_, versions)| versions.answered >= 2).unwrap();
     let mut block = [0; BLOCK_BYTES];
-    let older = Stamp {
-        run: 42,
-        volume: 0,
-        block: number as u64,
-        version: versions.answered - 1,
-    };
+    let older = Stamp { run: 42, volume: 0, block: number as u64, version: versions.answered - 1 };
     older.fill(&mut block);
     let offset_bytes = (number * BLOCK_BYTES) as u64;
     file.write_all_at(&block, offset_bytes).unwrap();
@@ -100,16 +84,8 @@ fn the_check_finds_every_answered_write_and_notices_a_lost_and_a_damaged_one() {
 fn a_server_that_dies_unexpectedly_is_a_failure() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("volume");
-    File::create_new(&path)
-        .unwrap()
-        .set_len(SIZE_BYTES)
-        .unwrap();
-    let export = Export {
-        volume: 0,
-        name: String::new(),
-        socket: folder.path().join("nbd"),
-        size_bytes: SIZE_BYTES,
-    };
+    File::create_new(&path).unwrap().set_len(SIZE_BYTES).unwrap();
+    let export = Export { volume: 0, name: String::new(), socket: folder.path().join("nbd"), size_bytes: SIZE_BYTES };
     let server = Server::start(&export.socket, &path);
     let workload = Workload::start(1, &[export]).unwrap();
     drop(server);
