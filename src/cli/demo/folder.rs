@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 
-/// Longest path of a Unix socket, in bytes (unix(7): `sun_path` less its final zero).
-const MAX_SOCKET_PATH_BYTES: usize = 107;
+use crate::control::config::MAX_SOCKET_PATH_BYTES;
+
 /// Longest name that the demo gives a socket.
 const LONGEST_SOCKET: &str = "destination.admin";
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::*;
@@ -20,6 +20,8 @@ impl Server {
             .arg(socket)
             .arg("file")
             .arg(file)
+            // It complains of each broken connection, which is what these tests are about.
+            .stderr(Stdio::null())
             .spawn()
             .expect("nbdkit is installed");
         let deadline = Instant::now() + ANSWER_TIMEOUT;
