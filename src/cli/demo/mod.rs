@@ -104,11 +104,13 @@ fn watch(workload: &Workload, started: Instant, interrupt: &Interrupt) -> anyhow
 fn report(verdict: Verdict, written: Duration, outage: Duration) -> anyhow::Result<()> {
     let rate = mib_per_second(verdict.answered, written);
     println!();
-    println!("  writes answered  {:>12}", HumanCount(verdict.answered));
-    println!("  found            {:>12}", HumanCount(verdict.found));
-    println!("  lost             {:>12}", HumanCount(verdict.lost));
-    println!("  time to promote  {:>10.2} s   from SIGKILL to both images served", outage.as_secs_f64());
-    println!("  write rate       {rate:>8.1} MiB/s   stored twice before each answer");
+    let seconds = outage.as_secs_f64();
+    let count = |writes| HumanCount(writes).to_string();
+    println!("  writes answered  {:>10}", count(verdict.answered));
+    println!("  found            {:>10}", count(verdict.found));
+    println!("  lost             {:>10}", count(verdict.lost));
+    println!("  time to promote  {seconds:>8.2} s   from SIGKILL to all images served");
+    println!("  write rate   {rate:>8.1} MiB/s   stored twice before each answer");
     println!();
     if verdict.answered == 0 {
         bail!("no write was answered in {written:?}, so nothing is proved");
