@@ -22,7 +22,7 @@ pub const VOLUMES: [&str; 2] = ["vol0", "vol1"];
 pub const VOLUME_MIB: u64 = 128;
 
 /// How long a daemon may take until it does what is expected of it.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one `status` or `promote` may take.
 const VERB_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `promote` is repeated while the destination has not yet noticed the source's death.

@@ -52,9 +52,9 @@ fn play(cluster: &mut Cluster, interrupt: &Interrupt) -> anyhow::Result<()> {
     cluster.wait_mirroring(go_on)?;
     println!("  {} volumes of {VOLUME_MIB} MiB are mirrored from source {SOURCE} to the destination", VOLUMES.len());
 
+    let started = Instant::now();
     let workload = Workload::start(run_number(), &cluster.volumes())?;
     println!("  writing stamped {BLOCK_BYTES}-byte blocks over {} NBD connections", workload.connections());
-    let started = Instant::now();
     watch(&workload, started, interrupt)?;
 
     workload.expect_cut();
