@@ -1,0 +1,105 @@
+# nbd-mirror: `make help` lists what can be made.
+
+# Debian packages: what links a Rust program, and what the tests and the benchmark run besides.
+LINKER_PACKAGES = gcc libc6-dev
+TEST_PACKAGES = e2fsprogs fio libnbd-bin mount nbd-client nbdkit python3 python3-libnbd qemu-utils util-linux
+
+PREFIX ?= /usr/local
+BINDIR = $(PREFIX)/bin
+DOCDIR = $(PREFIX)/share/doc/nbd-mirror
+UNITDIR = $(PREFIX)/lib/systemd/system
+
+# The benchmark and `install` look for the program here, whatever the environment says.
+export CARGO_TARGET_DIR = $(CURDIR)/target
+PROGRAM = target/release/nbd-mirror
+CARGO = cargo
+
+# Where only root may go, a plain user has to be told so: mkfs and losetup are there.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+# Installs those of the packages $(1) that are missing; asks for a password only then.
+install_missing = \
+	missing=; \
+	for package in $(1); do \
+		dpkg-query -W -f '$${db:Status-Status}' "$$package" 2>/dev/null | grep -qx installed \
+			|| missing="$$missing $$package"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	command -v apt-get >/dev/null || { \
+		echo "This is no Debian: please install what Debian calls$$missing" >&2; exit 1; }; \
+	echo "Installing$$missing"; \
+	if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root=sudo; fi; \
+	$$as_root apt-get -q update \
+		&& $$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $$missing
+
+.NOTPARALLEL:
+.PHONY: help demo build test lint bench fmt clean install deps linker rust components
+
+help:
+	@echo 'make demo     a failover on this machine, with a check of every answered write (no root)'
+	@echo 'make test     lint, build and run all tests; installs missing Debian packages'
+	@echo 'make lint     formatting, clippy and the documentation, all without a warning'
+	@echo 'make bench    measure against other systems; writes bench/results/ and docs/performance.md'
+	@echo 'make build    build $(PROGRAM)'
+	@echo 'make install  put program, systemd units and examples below $$DESTDIR$$PREFIX ($(PREFIX))'
+	@echo 'make deps     install the Debian packages that test and bench need'
+	@echo 'make fmt      format the source'
+	@echo 'make clean    remove everything that was built'
+
+demo: build
+	@$(PROGRAM) demo
+
+build: linker
+	@$(CARGO) build --release --locked
+
+test: deps lint build
+	@if [ "$$(id -u)" -ne 0 ] && [ -z "$$NBD_MIRROR_SKIP_ROOT" ]; then \
+		echo 'Not root: the tests that need loop devices and mounts are left out.'; \
+		export NBD_MIRROR_SKIP_ROOT=1; \
+	fi; \
+	$(CARGO) test --release --locked
+	@cd bench && python3 -m unittest discover
+
+lint: linker components
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
+
+bench: deps build
+	@python3 bench/run.py $(BENCH_OPTIONS)
+
+fmt: components
+	@$(CARGO) fmt
+
+clean: rust
+	@$(CARGO) clean
+	@rm -rf bench/results
+
+# Builds only what isn't there, so that `make build && sudo make install` needs no Rust for root.
+$(PROGRAM):
+	@$(MAKE) build
+
+install: $(PROGRAM)
+	install -D -m 755 $(PROGRAM) $(DESTDIR)$(BINDIR)/nbd-mirror
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(DOCDIR)/examples
+	for unit in systemd/*.service; do \
+		sed 's|/usr/local/bin/|$(BINDIR)/|' "$$unit" >$(DESTDIR)$(UNITDIR)/"$${unit#systemd/}" || exit 1; \
+		chmod 644 $(DESTDIR)$(UNITDIR)/"$${unit#systemd/}"; \
+	done
+	install -m 644 examples/*.toml $(DESTDIR)$(DOCDIR)/examples
+	install -m 644 README.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(DOCDIR)
+
+deps:
+	@$(call install_missing,$(TEST_PACKAGES))
+
+linker: rust
+	@command -v cc >/dev/null || { $(call install_missing,$(LINKER_PACKAGES)); }
+
+rust:
+	@command -v $(CARGO) >/dev/null || { \
+		echo 'cargo is not found: install Rust 1.88 or newer with rustup (Debian 12 has an older one)' >&2; \
+		exit 1; }
+
+components: rust
+	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
