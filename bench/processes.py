@@ -9,6 +9,7 @@ from pathlib import Path
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 START_LIMIT_S = 30
 STOP_LIMIT_S = 30
+LOG_TAIL_LINES = 12
 
 
 class ServerFailed(Exception):
@@ -28,9 +29,12 @@ class Server:
 
     def fail(self, what: str) -> ServerFailed:
         """The error that tells what happened and the end of the server's log."""
-        tail = self.log.read_text(errors="replace").strip().splitlines()[-12:]
-        said = "\n    ".join(tail) if tail else "(it logged nothing)"
-        return ServerFailed(f"{self.name} {what}:\n    {said}")
+        return ServerFailed(f"{self.name} {what}:\n    {self.log_tail()}")
+
+    def log_tail(self) -> str:
+        """The last lines that it logged, indented."""
+        tail = self.log.read_text(errors="replace").strip().splitlines()[-LOG_TAIL_LINES:]
+        return "\n    ".join(tail) if tail else "(it logged nothing)"
 
     def check_alive(self) -> None:
         """Raises ServerFailed when the process has ended."""

@@ -18,13 +18,13 @@ def fio_job(way: str, ios: int, iops: float, p99_ns: int = 9000, error: int = 0)
     """One job of fio's output, as far as it is read; fio leaves percentiles out where nothing was done."""
     job = {"error": error}
     for name in ("read", "write"):
-        job[name] = {"total_ios": 0, "iops": 0.0, "bw_bytes": 0, "runtime": 0, "clat_ns": {}}
+        job[name] = {"total_ios": 0, "iops": 0.0, "bw_bytes": 0, "runtime": 0, "lat_ns": {}}
     job[way] = {
         "total_ios": ios,
         "iops": iops,
         "bw_bytes": int(iops * 4096),
         "runtime": 2000,
-        "clat_ns": {"percentile": {"50.000000": 5000, "99.000000": p99_ns}},
+        "lat_ns": {"percentile": {"50.000000": 5000, "99.000000": p99_ns}},
     }
     return job
 
