@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Measures nbd-mirror against its peers. docs/performance.md tells what, how and why."""
+
+import argparse
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import interrupt
+import machine
+import plot
+import report
+import tools
+from fio import FioFailed
+from jobs import JOBS, Job
+from measure import Idle, Sample, take_turn
+from place import Place
+from processes import ServerFailed
+from qmp import QmpError
+from results import Results
+from service import System
+from systems import PEERS, SYSTEMS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+MIN_ROUNDS_FOR_PAGE = 3
+QUICK_ROUNDS, QUICK_SECONDS = 1, 3
+
+
+def main() -> int:
+    """Runs the rounds, prints the table, writes the files. 1 when a system failed."""
+    options = parse_options(sys.argv[1:])
+    systems = choose_systems(options)
+    jobs = choose_jobs(options)
+    tools.check(systems)
+    interrupt.install()
+    results = Results(about(options, systems))
+    interrupted = False
+    try:
+        log(f"writing two files of {options.size_mib} MiB below {options.dir}")
+        with Place(options.dir, options.size_mib << 20) as place:
+            for number in range(1, options.rounds + 1):
+                run_round(number, systems, jobs, place, options, results)
+    except KeyboardInterrupt:
+        interrupted = True
+        log("interrupted: everything started is stopped and removed")
+    if results.samples:
+        write(results)
+    if interrupted:
+        return 130
+    update_page(options, results)
+    for failure in results.failures:
+        log(f"FAILED: {failure}")
+    return 1 if results.failures else 0
+
+
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    names = ", ".join(system.name for system in SYSTEMS)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, help="times each system has its turn (default 3)")
+    parser.add_argument("--seconds", type=int, help="length of one fio job (default 8)")
+    parser.add_argument("--quick", action="store_true", help="1 round of 3 s: only to see whether all works")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="SYSTEM",
+        help=f"measure the systems whose name begins so; may be repeated ({names})",
+    )
+    parser.add_argument("--peers-only", action="store_true", help="leave nbd-mirror out")
+    parser.add_argument("--jobs", metavar="JOB,…", help=f"of {', '.join(job.name for job in JOBS)}")
+    parser.add_argument("--size-mib", type=int, default=2048, help="size of each of the two files (default 2048)")
+    parser.add_argument("--dir", type=Path, default=ROOT / "target", help="folder on the disk to measure on")
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else 3)
+    options.seconds = options.seconds or (QUICK_SECONDS if options.quick else 8)
+    if options.rounds < 1 or options.seconds < 1 or options.size_mib < 64:
+        parser.error("--rounds and --seconds must be at least 1, --size-mib at least 64")
+    return options
+
+
+def choose_systems(options: argparse.Namespace) -> list[System]:
+    """The systems of this run."""
+    systems = list(PEERS if options.peers_only else SYSTEMS)
+    if not options.only:
+        return systems
+    for beginning in options.only:
+        if not any(system.name.startswith(beginning) for system in systems):
+            raise SystemExit(f"bench: no system is called {beginning!r}: {', '.join(s.name for s in systems)}")
+    return [system for system in systems if system.name.startswith(tuple(options.only))]
+
+
+def choose_jobs(options: argparse.Namespace) -> list[Job]:
+    """The jobs of this run."""
+    if options.jobs is None:
+        return list(JOBS)
+    wanted = options.jobs.split(",")
+    unknown = set(wanted) - {job.name for job in JOBS}
+    if unknown:
+        raise SystemExit(f"bench: no job is called {', '.join(sorted(unknown))}: {', '.join(j.name for j in JOBS)}")
+    return [job for job in JOBS if job.name in wanted]
+
+
+def about(options: argparse.Namespace, systems: list[System]) -> dict:
+    """What a reader must know of the run."""
+    options.dir.mkdir(parents=True, exist_ok=True)
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "size_mib": options.size_mib,
+        "machine": machine.describe(options.dir),
+        "versions": tools.versions(systems),
+    }
+
+
+def run_round(
+    number: int,
+    systems: list[System],
+    jobs: list[Job],
+    place: Place,
+    options: argparse.Namespace,
+    results: Results,
+) -> None:
+    """Each system's turn. Each round begins with another system, so that none always follows the same one."""
+    start = (number - 1) * len(systems) // options.rounds
+    for system in systems[start:] + systems[:start]:
+        try:
+            for result in take_turn(system, jobs, place, number, options.seconds):
+                results.add(result)
+                log(f"round {number} {line(result)}")
+        except (ServerFailed, FioFailed, QmpError) as failure:
+            results.failures.append(f"{system.name}, round {number}: {failure}")
+            log(f"FAILED: {results.failures[-1]}")
+
+
+def line(result: Sample | Idle) -> str:
+    """A result in the running log."""
+    if isinstance(result, Sample):
+        return f"{result.system:24} {result.job:18} {result.iops:10,.0f} IOPS {result.mib_s:8,.0f} MiB/s"
+    return f"{result.system:24} idle               {result.cpu_us_per_s:10,.0f} µs of CPU a second"
+
+
+def write(results: Results) -> None:
+    """The table on stdout, and all three forms under bench/results/."""
+    RESULTS.mkdir(exist_ok=True)
+    stem = results.about["started"].replace(":", "").replace("+0000", "Z")
+    markdown = report.to_markdown(results)
+    print(markdown)
+    for ending, content in (
+        ("md", markdown),
+        ("json", report.to_json(results)),
+        ("svg", plot.to_svg(results)),
+    ):
+        path = RESULTS / f"{stem}.{ending}"
+        path.write_text(content)
+        log(f"wrote {path.relative_to(ROOT)}")
+
+
+def update_page(options: argparse.Namespace, results: Results) -> None:
+    """The page gets complete runs only."""
+    expected = options.rounds * sum(len(system.jobs) for system in SYSTEMS)
+    if options.rounds < MIN_ROUNDS_FOR_PAGE or len(results.samples) != expected:
+        log(f"{PAGE.relative_to(ROOT)} is left as it is: that takes all systems, all jobs and 3 rounds or more")
+        return
+    report.update_page(PAGE, results)
+    log(f"updated {PAGE.relative_to(ROOT)}")
+
+
+def log(message: str) -> None:
+    """Progress goes to stderr; stdout is for the table."""
+    print(f"bench: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
