@@ -111,10 +111,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// A runtime on this thread: enough for the control plane, whose work is small.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("can't start the tokio runtime")
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("can't start the tokio runtime")
 }
 
 /// Asks a daemon once.
@@ -125,10 +122,7 @@ fn ask(admin: &Path, request: &Request) -> anyhow::Result<Value> {
 /// Prints to stdout; a closed pipe is an error here, not a panic.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-        .context("can't write to stdout")
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("can't write to stdout")
 }
 
 #[cfg(test)]
@@ -163,13 +157,7 @@ mod tests {
 
     #[test]
     fn wrong_usage_exits_with_2() {
-        for line in [
-            "",
-            "sync",
-            "source",
-            "promote --admin /a",
-            "status --admin /a --json --watch",
-        ] {
+        for line in ["", "sync", "source", "promote --admin /a", "status --admin /a --json --watch"] {
             let words = std::iter::once("nbd-mirror").chain(line.split_whitespace());
             let error = CommandLine::try_parse_from(words).expect_err("is refused");
             assert_eq!(error.exit_code(), 2, "{line}");

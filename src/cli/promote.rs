@@ -22,11 +22,7 @@ pub(super) struct PromoteArgs {
 }
 
 pub(super) fn run(args: &PromoteArgs) -> anyhow::Result<()> {
-    let request = Request::Promote {
-        source: args.source.clone(),
-        force: args.force,
-    };
-    let data =
-        ask(&args.admin, &request).with_context(|| format!("can't promote {:?}", args.source))?;
+    let request = Request::Promote { source: args.source.clone(), force: args.force };
+    let data = ask(&args.admin, &request).with_context(|| format!("can't promote {:?}", args.source))?;
     print(&view::outcome(&format!("promoted {}", args.source), &data))
 }

@@ -42,11 +42,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
 
 /// Redraws until interrupted. A daemon that is away is shown as such: it may come back.
 fn watch(args: &StatusArgs) -> anyhow::Result<()> {
-    let before = if std::io::stdout().is_terminal() {
-        REDRAW
-    } else {
-        ""
-    };
+    let before = if std::io::stdout().is_terminal() { REDRAW } else { "" };
     loop {
         let text = match ask(&args.admin, &Request::Status) {
             Ok(status) => view::status(&status),

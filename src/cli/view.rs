@@ -53,10 +53,7 @@ pub(super) fn outcome(headline: &str, data: &Value) -> String {
 
 /// A source's own view.
 fn source(out: &mut Lines, status: &Value) {
-    let destination = match (
-        status["destination"].as_str(),
-        status["connected"].as_bool(),
-    ) {
+    let destination = match (status["destination"].as_str(), status["connected"].as_bool()) {
         (None, _) => "without a destination".to_owned(),
         (Some(address), Some(true)) => format!("to {address}"),
         (Some(address), Some(false)) => format!("to {address} (not connected)"),
@@ -89,11 +86,7 @@ fn source(out: &mut Lines, status: &Value) {
     out.halves(status);
     out.line(
         "clients",
-        &format!(
-            "{} connected, {} writes waiting",
-            number(status, "clients"),
-            number(status, "writes_waiting"),
-        ),
+        &format!("{} connected, {} writes waiting", number(status, "clients"), number(status, "writes_waiting"),),
     );
     out.line(
         "answered",
@@ -107,10 +100,7 @@ fn source(out: &mut Lines, status: &Value) {
         ),
     );
     for volume in array(status, "volumes") {
-        let copied = match (
-            count(volume, "copied_bytes"),
-            count(volume, "copy_total_bytes"),
-        ) {
+        let copied = match (count(volume, "copied_bytes"), count(volume, "copy_total_bytes")) {
             (Some(done), Some(total)) if done < total => format!(
                 ", first copy {} % ({} of {})",
                 u128::from(done) * 100 / u128::from(total),
@@ -137,11 +127,7 @@ fn mirrored(out: &mut Lines, status: &Value) {
     };
     out.state(
         word(status, "state"),
-        &format!(
-            "source {} {peer}, epoch {}, {promotable}",
-            word(status, "name"),
-            number(status, "epoch"),
-        ),
+        &format!("source {} {peer}, epoch {}, {promotable}", word(status, "name"), number(status, "epoch"),),
     );
     out.reason(status);
     out.line(
@@ -156,11 +142,7 @@ fn mirrored(out: &mut Lines, status: &Value) {
     out.halves(status);
     out.line(
         "written",
-        &format!(
-            "{} stored, {} applied",
-            size(status, "stored_bytes"),
-            size(status, "applied_bytes"),
-        ),
+        &format!("{} stored, {} applied", size(status, "stored_bytes"), size(status, "applied_bytes"),),
     );
     for volume in array(status, "volumes") {
         out.volume(volume, "image", "");
@@ -180,20 +162,13 @@ impl Lines {
         // A line of unknowns only would say nothing.
         let known = text.chars().any(|c| c.is_ascii_digit());
         if known {
-            self.put(&format!(
-                "  {label:<width$}  {text}",
-                width = FIRST_COLUMN - 2
-            ));
+            self.put(&format!("  {label:<width$}  {text}", width = FIRST_COLUMN - 2));
         }
     }
 
     fn reason(&mut self, status: &Value) {
         if let Some(reason) = status["reason"].as_str() {
-            self.put(&format!(
-                "  {:<width$}  {reason}",
-                "because",
-                width = FIRST_COLUMN - 2
-            ));
+            self.put(&format!("  {:<width$}  {reason}", "because", width = FIRST_COLUMN - 2));
         }
     }
 
@@ -214,17 +189,9 @@ impl Lines {
     }
 
     fn volume(&mut self, volume: &Value, device_key: &str, more: &str) {
-        let text = format!(
-            "{} on {}, {}{more}",
-            word(volume, "name"),
-            word(volume, device_key),
-            size(volume, "size_bytes"),
-        );
-        self.put(&format!(
-            "  {:<width$}  {text}",
-            "volume",
-            width = FIRST_COLUMN - 2
-        ));
+        let text =
+            format!("{} on {}, {}{more}", word(volume, "name"), word(volume, device_key), size(volume, "size_bytes"),);
+        self.put(&format!("  {:<width$}  {text}", "volume", width = FIRST_COLUMN - 2));
     }
 
     /// Appends one line. What a terminal would obey, such as an escape, is taken out.
@@ -330,16 +297,10 @@ mirroring    source alpha to 10.0.0.2:10808, epoch 1, durability always
         let text = status(&waiting);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("waiting "), "{text}");
-        assert!(
-            lines[0].contains("10.0.0.2:10808 (not connected)"),
-            "{text}"
-        );
+        assert!(lines[0].contains("10.0.0.2:10808 (not connected)"), "{text}");
         assert_eq!(lines[1], "  because    connection refused");
         assert!(text.contains("nothing verified yet"), "{text}");
-        assert!(
-            !text.contains("first copy"),
-            "a finished copy isn't shown: {text}"
-        );
+        assert!(!text.contains("first copy"), "a finished copy isn't shown: {text}");
     }
 
     #[test]
@@ -375,12 +336,7 @@ promoted     source beta not connected, epoch 2, not promotable
             odd[key] = json!([[null]]);
             assert!(status(&odd).contains("source "), "with an odd {key}");
         }
-        for odd in [
-            json!(null),
-            json!(3),
-            json!({}),
-            json!({"sources": [null, {}]}),
-        ] {
+        for odd in [json!(null), json!(3), json!({}), json!({"sources": [null, {}]})] {
             assert!(status(&odd).starts_with('?'), "{odd}");
         }
         assert!(status(&json!({"sources": []})).starts_with("empty"));
@@ -389,19 +345,13 @@ promoted     source beta not connected, epoch 2, not promotable
     #[test]
     fn a_terminal_is_not_commanded() {
         let text = status(&json!({"state": "waiting", "reason": "\x1b[2Jgone\nforged line"}));
-        assert!(
-            !text.contains('\x1b') && !text.contains("\nforged"),
-            "{text}"
-        );
+        assert!(!text.contains('\x1b') && !text.contains("\nforged"), "{text}");
     }
 
     #[test]
     fn outcomes_are_one_line() {
         let data = json!({"epoch": 2, "last_record": 120, "source": "alpha", "volumes": [1]});
-        assert_eq!(
-            outcome("promoted alpha", &data),
-            "promoted alpha: epoch 2, last record 120\n"
-        );
+        assert_eq!(outcome("promoted alpha", &data), "promoted alpha: epoch 2, last record 120\n");
         assert_eq!(outcome("synced", &json!(null)), "synced\n");
     }
 

@@ -80,8 +80,7 @@ pub fn bind_unix(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
         let socket = UnixSocket::new_stream()?;
         // Linux gives the file the mode of the socket's own inode, so the file never
         // exists with a wider mode, as it would with a chmod after the bind.
-        File::from(socket.as_fd().try_clone_to_owned()?)
-            .set_permissions(Permissions::from_mode(mode))?;
+        File::from(socket.as_fd().try_clone_to_owned()?).set_permissions(Permissions::from_mode(mode))?;
         socket.bind(path)?;
         socket.listen(BACKLOG)
     };
@@ -91,8 +90,7 @@ pub fn bind_unix(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
             ErrorKind::PermissionDenied => ": its folder isn't writable for this user",
             _ => "",
         };
-        anyhow::Error::new(error)
-            .context(format!("can't listen on unix:{}{remedy}", path.display()))
+        anyhow::Error::new(error).context(format!("can't listen on unix:{}{remedy}", path.display()))
     })
 }
 
@@ -104,16 +102,15 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
         other => other.with_context(|| format!("can't look at {shown}"))?,
     };
     if !metadata.file_type().is_socket() {
-        bail!(
-            "can't listen on unix:{shown}: a file that is no socket is there: choose another path"
-        );
+        bail!("can't listen on unix:{shown}: a file that is no socket is there: choose another path");
     }
     match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => bail!(
-            "can't listen on unix:{shown}: another process serves it: stop that one, or choose another path"
-        ),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)
-            .with_context(|| format!("can't remove the left-over socket {shown}")),
+        Ok(_) => {
+            bail!("can't listen on unix:{shown}: another process serves it: stop that one, or choose another path")
+        }
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).with_context(|| format!("can't remove the left-over socket {shown}"))
+        }
         Err(error) => Err(error).with_context(|| format!("can't tell whether {shown} is in use")),
     }
 }
@@ -124,22 +121,15 @@ impl SocketFile {
     /// # Errors
     /// The file can't be looked at.
     pub fn of(path: &Path) -> anyhow::Result<Self> {
-        let metadata = path
-            .symlink_metadata()
-            .with_context(|| format!("can't look at the socket {}", path.display()))?;
-        Ok(Self {
-            path: path.to_owned(),
-            identity: (metadata.dev(), metadata.ino()),
-        })
+        let metadata =
+            path.symlink_metadata().with_context(|| format!("can't look at the socket {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = self
-            .path
-            .symlink_metadata()
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        let ours = self.path.symlink_metadata().is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
         if !ours {
             return;
         }
@@ -158,10 +148,7 @@ impl Listener {
         match self {
             Self::Unix(listener, file) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((
-                    Stream::Unix(stream),
-                    format!("unix:{}", file.path.display()),
-                ))
+                Ok((Stream::Unix(stream), format!("unix:{}", file.path.display())))
             }
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
@@ -178,12 +165,9 @@ impl Listener {
     pub fn local_address(&self) -> io::Result<ListenAddress> {
         match self {
             Self::Unix(_, file) => Ok(ListenAddress::Unix(file.path.clone())),
-            Self::Tcp(listener) => listener.local_addr().map(|address| {
-                ListenAddress::Tcp(HostPort {
-                    host: address.ip().to_string(),
-                    port: address.port(),
-                })
-            }),
+            Self::Tcp(listener) => listener
+                .local_addr()
+                .map(|address| ListenAddress::Tcp(HostPort { host: address.ip().to_string(), port: address.port() })),
         }
     }
 }
@@ -213,11 +197,7 @@ impl Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
@@ -226,11 +206,7 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
@@ -311,16 +287,11 @@ mod tests {
         let path = dir.path().join("nbd");
         let left_over = std::os::unix::net::UnixListener::bind(&path).expect("binds");
         let error = bind_unix(&path, 0o666).expect_err("it is live");
-        assert!(
-            format!("{error:#}").contains("another process serves it"),
-            "{error:#}"
-        );
+        assert!(format!("{error:#}").contains("another process serves it"), "{error:#}");
         drop(left_over);
         assert!(path.exists(), "the file is left over");
         let _listener = bind_unix(&path, 0o666).expect("replaces it");
-        UnixStream::connect(&path)
-            .await
-            .expect("connects to the new one");
+        UnixStream::connect(&path).await.expect("connects to the new one");
     }
 
     #[tokio::test]
@@ -329,10 +300,7 @@ mod tests {
         let path = dir.path().join("precious");
         std::fs::write(&path, "data").expect("writes");
         let error = format!("{:#}", bind_unix(&path, 0o666).expect_err("is refused"));
-        assert!(
-            error.contains("precious") && error.contains("no socket"),
-            "{error}"
-        );
+        assert!(error.contains("precious") && error.contains("no socket"), "{error}");
         assert_eq!(std::fs::read(&path).expect("reads"), b"data");
         let missing = dir.path().join("missing/nbd");
         let error = format!("{:#}", bind_unix(&missing, 0o666).expect_err("is refused"));

@@ -76,11 +76,7 @@ async fn exchange(mut stream: TcpStream, render: &Render) -> io::Result<()> {
             return Ok(());
         }
     };
-    let allow = if status.starts_with("405") {
-        "Allow: GET\r\n"
-    } else {
-        ""
-    };
+    let allow = if status.starts_with("405") { "Allow: GET\r\n" } else { "" };
     let reply = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{allow}Connection: close\r\n\r\n{body}",
         body.len()
@@ -96,25 +92,14 @@ fn answer(head: &[u8], render: &Render) -> (&'static str, &'static str, String) 
     let (method, target) = match words[..] {
         [method, target, version] if version.starts_with(b"HTTP/1.") => (method, target),
         _ => {
-            return (
-                "400 Bad Request",
-                PLAIN_TEXT,
-                "this is no HTTP/1 request\n".into(),
-            );
+            return ("400 Bad Request", PLAIN_TEXT, "this is no HTTP/1 request\n".into());
         }
     };
-    let path = target
-        .split(|&byte| byte == b'?')
-        .next()
-        .unwrap_or_default();
+    let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
     match (method, path) {
         (b"GET", b"/metrics") => ("200 OK", OPEN_METRICS, render()),
         (_, b"/metrics") => ("405 Method Not Allowed", PLAIN_TEXT, "only GET\n".into()),
-        _ => (
-            "404 Not Found",
-            PLAIN_TEXT,
-            "only /metrics is here\n".into(),
-        ),
+        _ => ("404 Not Found", PLAIN_TEXT, "only /metrics is here\n".into()),
     }
 }
 
@@ -133,14 +118,8 @@ const GAUGES: &[Number] = &[
     ("promotable", "1 while the images can be promoted"),
     ("stored_here", "Last record stored at the source"),
     ("stored_there", "Last record stored at the destination"),
-    (
-        "verified_record",
-        "Last record up to which both sides are proven equal",
-    ),
-    (
-        "writes_waiting",
-        "Writes that wait for journal space or the destination",
-    ),
+    ("verified_record", "Last record up to which both sides are proven equal"),
+    ("writes_waiting", "Writes that wait for journal space or the destination"),
 ];
 
 /// Numbers of a source that only grow while the daemon runs.
@@ -179,10 +158,7 @@ pub fn render(role: &str, status: &Value) -> String {
         let name = source["name"].as_str().unwrap_or_default();
         vec![("role", role.into()), ("source", name.into())]
     };
-    let gauges = |registry: &mut Registry,
-                  prefix: &str,
-                  numbers: &[Number],
-                  samples: &[(Labels, &Value)]| {
+    let gauges = |registry: &mut Registry, prefix: &str, numbers: &[Number], samples: &[(Labels, &Value)]| {
         for (key, help) in numbers {
             let family = GaugeFamily::default();
             let mut any = false;
@@ -223,17 +199,12 @@ pub fn render(role: &str, status: &Value) -> String {
     }
     registry.register("state", "1 for the state that the source is in", states);
 
-    let halves: Vec<_> = samples
-        .iter()
-        .filter_map(|(labels, source)| Some((labels.clone(), open_half(source)?)))
-        .collect();
+    let halves: Vec<_> =
+        samples.iter().filter_map(|(labels, source)| Some((labels.clone(), open_half(source)?))).collect();
     gauges(
         &mut registry,
         "open_half_",
-        &[
-            ("bytes", "Bytes in the open half"),
-            ("capacity_bytes", "Bytes that the open half can hold"),
-        ],
+        &[("bytes", "Bytes in the open half"), ("capacity_bytes", "Bytes that the open half can hold")],
         &halves,
     );
     let mut volumes = Vec::new();
@@ -292,10 +263,7 @@ mod tests {
     async fn get_metrics_brings_the_text() {
         let reply = request(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n").await;
         assert!(reply.starts_with("HTTP/1.1 200 OK\r\n"), "{reply}");
-        assert!(
-            reply.contains("Content-Type: application/openmetrics-text;"),
-            "{reply}"
-        );
+        assert!(reply.contains("Content-Type: application/openmetrics-text;"), "{reply}");
         assert!(reply.contains("Content-Length: 11\r\n"), "{reply}");
         assert!(reply.ends_with("\r\n\r\nthe metrics"), "{reply}");
     }
@@ -310,10 +278,7 @@ mod tests {
             ("\0\r\n\r\n", "400"),
         ] {
             let reply = request(request_head.as_bytes()).await;
-            assert!(
-                reply.starts_with(&format!("HTTP/1.1 {status} ")),
-                "{request_head}: {reply}"
-            );
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{request_head}: {reply}");
         }
     }
 
@@ -340,15 +305,9 @@ mod tests {
             r#"nbd_mirror_open_half_bytes{role="source",source="alpha"} 5.0"#,
             r#"nbd_mirror_volume_size_bytes{role="source",source="alpha",volume="vol1"} 2048.0"#,
         ] {
-            assert!(
-                text.lines().any(|l| l == line),
-                "{line} is missing in:\n{text}"
-            );
+            assert!(text.lines().any(|l| l == line), "{line} is missing in:\n{text}");
         }
-        assert!(
-            !text.contains("stored_there"),
-            "null makes no sample:\n{text}"
-        );
+        assert!(!text.contains("stored_there"), "null makes no sample:\n{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
 
@@ -363,21 +322,13 @@ mod tests {
             r#"nbd_mirror_held_record{role="destination",source="alpha"} 7.0"#,
             r#"nbd_mirror_promotable{role="destination",source="beta"} 0.0"#,
         ] {
-            assert!(
-                text.lines().any(|l| l == line),
-                "{line} is missing in:\n{text}"
-            );
+            assert!(text.lines().any(|l| l == line), "{line} is missing in:\n{text}");
         }
     }
 
     #[test]
     fn any_status_is_rendered() {
-        for status in [
-            json!(null),
-            json!({}),
-            json!({"sources": [null, 3]}),
-            json!({"volumes": 3}),
-        ] {
+        for status in [json!(null), json!({}), json!({"sources": [null, 3]}), json!({"volumes": 3})] {
             assert!(render("source", &status).ends_with("# EOF\n"));
         }
     }

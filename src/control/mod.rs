@@ -3,8 +3,13 @@
 pub mod admin;
 pub mod config;
 pub mod destination;
+pub mod exports;
+mod handshake;
+mod link;
 pub mod listen;
 pub mod metrics;
 pub mod negotiate;
 pub mod notify;
+mod signals;
 pub mod source;
+mod status;

@@ -33,7 +33,6 @@ pub enum Step {
 pub struct Flusher {
     volume: u16,
     offset: u64,
-    exhausted: bool,
     outstanding: u32,
     touched: u32,
     syncing: u32,
@@ -43,18 +42,22 @@ pub struct Flusher {
 
 impl Flusher {
     /// The next operation; the pieces of a write are put into `pieces`. Ascending within each volume.
-    pub fn next(&mut self, index: &Index, volumes: u16, pieces: &mut Vec<(Place, u64)>) -> Option<FlushOp> {
-        while !self.exhausted {
+    pub fn next(&mut self, index: &Index, pieces: &mut Vec<(Place, u64)>) -> Option<FlushOp> {
+        let run = self.peek(index, pieces)?;
+        self.offset = run.offset + run.length;
+        self.outstanding += 1;
+        self.touched |= 1 << self.volume;
+        self.written_bytes += run.length;
+        Some(FlushOp { volume: self.volume, run })
+    }
+
+    fn peek(&mut self, index: &Index, pieces: &mut Vec<(Place, u64)>) -> Option<Run> {
+        while usize::from(self.volume) < index.volumes() {
             if let Some(run) = index.next_run(self.volume, self.offset, pieces) {
-                self.offset = run.offset + run.length;
-                self.outstanding += 1;
-                self.touched |= 1 << self.volume;
-                self.written_bytes += run.length;
-                return Some(FlushOp { volume: self.volume, run });
+                return Some(run);
             }
             self.volume += 1;
             self.offset = 0;
-            self.exhausted = self.volume >= volumes;
         }
         None
     }
@@ -70,8 +73,8 @@ impl Flusher {
     }
 
     /// What to do now. [`Step::Sync`] is returned once.
-    pub fn step(&mut self) -> Step {
-        if !self.exhausted || self.outstanding > 0 {
+    pub fn step(&mut self, index: &Index) -> Step {
+        if self.outstanding > 0 || self.peek(index, &mut Vec::new()).is_some() {
             Step::Writing
         } else if !self.sync_started && self.touched != 0 {
             self.sync_started = true;

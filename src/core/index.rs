@@ -76,6 +76,11 @@ impl Index {
         Index { volumes: vec![RangeMap::new(); volumes], payload_bytes: 0 }
     }
 
+    /// Volumes that it covers.
+    pub fn volumes(&self) -> usize {
+        self.volumes.len()
+    }
+
     /// Inserts a record that is later than all before it. `place` is its payload's.
     pub fn insert(&mut self, record: &Record, place: Place) {
         let content = match record.kind {

@@ -3,8 +3,8 @@
 use super::memory::Memory;
 use crate::core::Place;
 use crate::core::half::Ticket;
-use crate::format::nbd::{Errno, ExportShape, Negotiated, chunk_header, data_chunk_header, error_chunk, simple_reply};
 use crate::format::nbd::{CHUNK_DONE, CHUNK_NONE};
+use crate::format::nbd::{Errno, ExportShape, Negotiated, chunk_header, data_chunk_header, error_chunk, simple_reply};
 use crate::limits::CLIENT_BUFFER_BYTES;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -206,7 +206,12 @@ impl Client {
     }
 
     /// Gathers waiting replies into one send. `data` gives a read's memory.
-    pub fn gather(&mut self, memory: &Memory, pieces: &mut Vec<(Place, u64)>, mut data: impl FnMut(Ticket, &mut Vec<(Place, u64)>)) {
+    pub fn gather(
+        &mut self,
+        memory: &Memory,
+        pieces: &mut Vec<(Place, u64)>,
+        mut data: impl FnMut(Ticket, &mut Vec<(Place, u64)>),
+    ) {
         pieces.clear();
         let heads = self.buffer.0 + CLIENT_BUFFER_BYTES as u64;
         let mut used = 0;

@@ -45,7 +45,9 @@ impl Disk {
     pub fn open(what: &'static str, path: &Path) -> Result<Disk, DiskError> {
         let fail = |cause: String| DiskError { what, path: path.to_owned(), cause };
         let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => fail("there is no such file or device; check the path in the configuration".into()),
+            io::ErrorKind::NotFound => {
+                fail("there is no such file or device; check the path in the configuration".into())
+            }
             _ => fail(error.to_string()),
         })?;
         let is_device = metadata.file_type().is_block_device();
@@ -68,7 +70,15 @@ impl Disk {
             nix::Error::EWOULDBLOCK => fail("is in use by another daemon (its lock is held)".into()),
             other => fail(other.to_string()),
         })?;
-        let mut disk = Disk { file, path: path.to_owned(), what, size_bytes: metadata.len(), block_bytes: 512, is_device, can_punch: true };
+        let mut disk = Disk {
+            file,
+            path: path.to_owned(),
+            what,
+            size_bytes: metadata.len(),
+            block_bytes: 512,
+            is_device,
+            can_punch: true,
+        };
         disk.measure().map_err(|error| disk.error(&error))?;
         Ok(disk)
     }
@@ -89,9 +99,9 @@ impl Disk {
             // Punching a hole into a device fails where it can't zero by itself; zeroing a range always works.
             let number = self.file.metadata()?.rdev();
             let folder = format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number));
-            let limit = ["queue", "../queue"].iter().find_map(|queue| {
-                std::fs::read_to_string(format!("{folder}/{queue}/write_zeroes_max_bytes")).ok()
-            });
+            let limit = ["queue", "../queue"]
+                .iter()
+                .find_map(|queue| std::fs::read_to_string(format!("{folder}/{queue}/write_zeroes_max_bytes")).ok());
             self.can_punch = limit.is_some_and(|limit| limit.trim() != "0");
         }
         let path = CString::new(self.path.as_os_str().as_bytes())?;
@@ -278,7 +288,10 @@ fn mounted_elsewhere(path: &Path, metadata: &std::fs::Metadata) -> Option<String
         }
         let name = entry.file_name().to_string_lossy().into_owned();
         let number = std::fs::read_to_string(entry.path().join("dev")).unwrap_or_default();
-        let at = number.trim().split_once(':').and_then(|(major, minor)| mounted_at(major.parse().ok()?, minor.parse().ok()?));
+        let at = number
+            .trim()
+            .split_once(':')
+            .and_then(|(major, minor)| mounted_at(major.parse().ok()?, minor.parse().ok()?));
         return Some(match at {
             Some(at) => format!("is attached as /dev/{name}, which is mounted on {at}"),
             None => format!("is attached as /dev/{name}"),

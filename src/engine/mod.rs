@@ -9,8 +9,8 @@
 //! - `client`, `request`: NBD connections and what they ask for.
 //! - `source`, `destination`: the two drivers of the core.
 
-pub mod command;
 mod client;
+pub mod command;
 pub mod destination;
 pub mod disk;
 pub mod memory;

@@ -53,7 +53,16 @@ impl Requests {
         let index = self.free.pop().unwrap_or_else(|| {
             let (client, cookie) = (0, 0);
             let pieces = Vec::new();
-            self.slots.push(Request { client, cookie, kind, offset: 0, length: 0, outstanding: 0, error: None, pieces });
+            self.slots.push(Request {
+                client,
+                cookie,
+                kind,
+                offset: 0,
+                length: 0,
+                outstanding: 0,
+                error: None,
+                pieces,
+            });
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];

@@ -161,14 +161,17 @@ impl<T: Copy> Ring<T> {
         let fd = types::Fd(slot.fd);
         let left = &mut slot.pieces[slot.at..];
         let (first, count) = (left.as_mut_ptr(), left.len() as u32);
-        let single = left.first().filter(|_| count == 1).map(|piece| (piece.iov_base.cast::<u8>(), piece.iov_len as u32));
+        let single =
+            left.first().filter(|_| count == 1).map(|piece| (piece.iov_base.cast::<u8>(), piece.iov_len as u32));
         slot.header.msg_iov = first;
         slot.header.msg_iovlen = count as usize;
         let done = slot.done as u64;
         let entry = match (slot.kind, single) {
             (Kind::Receive, Some((at, bytes))) => opcode::Recv::new(fd, at, bytes).build(),
             (Kind::Receive, None) => opcode::RecvMsg::new(fd, &mut *slot.header).build(),
-            (Kind::Send, Some((at, bytes))) => opcode::Send::new(fd, at, bytes).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build(),
+            (Kind::Send, Some((at, bytes))) => {
+                opcode::Send::new(fd, at, bytes).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build()
+            }
             (Kind::Send, None) => {
                 let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
                 opcode::SendMsg::new(fd, &*slot.header).flags(flags).build()
@@ -176,11 +179,15 @@ impl<T: Copy> Ring<T> {
             (Kind::Write { offset, stable }, single) => {
                 let flags = if stable { libc::RWF_DSYNC } else { 0 };
                 match single {
-                    Some((at, bytes)) => opcode::Write::new(fd, at, bytes).offset(offset + done).rw_flags(flags).build(),
+                    Some((at, bytes)) => {
+                        opcode::Write::new(fd, at, bytes).offset(offset + done).rw_flags(flags).build()
+                    }
                     None => opcode::Writev::new(fd, first, count).offset(offset + done).rw_flags(flags).build(),
                 }
             }
-            (Kind::Read { offset }, Some((at, bytes))) => opcode::Read::new(fd, at, bytes).offset(offset + done).build(),
+            (Kind::Read { offset }, Some((at, bytes))) => {
+                opcode::Read::new(fd, at, bytes).offset(offset + done).build()
+            }
             (Kind::Read { offset }, None) => opcode::Readv::new(fd, first, count).offset(offset + done).build(),
             (Kind::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             (Kind::Allocate { mode, offset, length }, _) => {
@@ -221,7 +228,9 @@ impl<T: Copy> Ring<T> {
             }
         };
         match entered {
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => return Err(error),
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {
+                return Err(error);
+            }
             _ => {}
         }
         loop {

@@ -137,7 +137,8 @@ impl Welcome {
             2 => Verdict::Refused,
             _ => return Err(BlockError::Field("verdict")),
         };
-        let boundaries = raw.boundaries.get(..raw.boundary_count.get().into()).ok_or(BlockError::Field("boundaries"))?;
+        let boundaries =
+            raw.boundaries.get(..raw.boundary_count.get().into()).ok_or(BlockError::Field("boundaries"))?;
         let reason = raw.reason.get(..raw.reason_bytes.get().into()).ok_or(BlockError::Field("reason"))?;
         Ok(Welcome {
             verdict,

@@ -11,9 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::io::{
-    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
-};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
@@ -132,21 +130,13 @@ async fn converse(stream: UnixStream, handler: Arc<dyn Handler>) -> io::Result<(
             Ok(None) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::InvalidData => {
                 // The rest of the line is unknown: answer, and end the connection.
-                return send(
-                    &mut output,
-                    &refusal(format!("the request is no line: {error}")),
-                )
-                .await;
+                return send(&mut output, &refusal(format!("the request is no line: {error}"))).await;
             }
             Err(error) => return Err(error),
         };
         let reply = match serde_json::from_slice(&line) {
             Ok(request) => match handler.handle(request).await {
-                Ok(data) => Reply {
-                    ok: true,
-                    data: Some(data),
-                    error: None,
-                },
+                Ok(data) => Reply { ok: true, data: Some(data), error: None },
                 Err(error) => refusal(format!("{error:#}")),
             },
             Err(error) => refusal(format!("the request isn't understood: {error}")),
@@ -156,11 +146,7 @@ async fn converse(stream: UnixStream, handler: Arc<dyn Handler>) -> io::Result<(
 }
 
 fn refusal(error: String) -> Reply {
-    Reply {
-        ok: false,
-        data: None,
-        error: Some(error),
-    }
+    Reply { ok: false, data: None, error: Some(error) }
 }
 
 async fn send(output: &mut (impl tokio::io::AsyncWrite + Unpin), reply: &Reply) -> io::Result<()> {
@@ -172,23 +158,16 @@ async fn send(output: &mut (impl tokio::io::AsyncWrite + Unpin), reply: &Reply) 
 /// Reads one line of at most `max_bytes`; `None` at the end of the stream.
 ///
 /// A line that is too long or isn't ended is `InvalidData`.
-async fn read_line(
-    input: &mut (impl AsyncBufRead + Unpin),
-    max_bytes: u64,
-) -> io::Result<Option<Vec<u8>>> {
+async fn read_line(input: &mut (impl AsyncBufRead + Unpin), max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     let length = input.take(max_bytes).read_until(b'\n', &mut line).await?;
     match line.last() {
         None => Ok(None),
         Some(b'\n') => Ok(Some(line)),
-        Some(_) if length as u64 == max_bytes => Err(io::Error::new(
-            ErrorKind::InvalidData,
-            format!("it is longer than {max_bytes} bytes"),
-        )),
-        Some(_) => Err(io::Error::new(
-            ErrorKind::InvalidData,
-            "it ends without a newline",
-        )),
+        Some(_) if length as u64 == max_bytes => {
+            Err(io::Error::new(ErrorKind::InvalidData, format!("it is longer than {max_bytes} bytes")))
+        }
+        Some(_) => Err(io::Error::new(ErrorKind::InvalidData, "it ends without a newline")),
     }
 }
 
@@ -197,14 +176,9 @@ async fn read_line(
 /// # Errors
 /// [`CallError`]: no daemon is reached, or it refuses.
 pub async fn call(path: &Path, request: &Request) -> anyhow::Result<Value> {
-    let stream = UnixStream::connect(path)
-        .await
-        .map_err(|error| unreachable_because(path, &error))?;
+    let stream = UnixStream::connect(path).await.map_err(|error| unreachable_because(path, &error))?;
     let broken = |why: &dyn std::fmt::Display| {
-        CallError::Unreachable(format!(
-            "the daemon at {} gave no answer: {why}",
-            path.display()
-        ))
+        CallError::Unreachable(format!("the daemon at {} gave no answer: {why}", path.display()))
     };
     let (input, mut output) = stream.into_split();
     let mut line = serde_json::to_vec(request)?;

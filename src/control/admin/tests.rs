@@ -33,11 +33,7 @@ fn start() -> Server {
     let path = dir.path().join("admin");
     let listener = bind(&path).expect("binds");
     let task = tokio::spawn(serve(listener, Arc::new(Echo)));
-    Server {
-        _dir: dir,
-        path,
-        task,
-    }
+    Server { _dir: dir, path, task }
 }
 
 /// Sends raw bytes and reads one reply line.
@@ -52,24 +48,17 @@ async fn exchange(path: &Path, bytes: &[u8]) -> Value {
 
 #[test]
 fn requests_have_their_documented_form() {
-    let promote = Request::Promote {
-        source: "alpha".into(),
-        force: false,
-    };
+    let promote = Request::Promote { source: "alpha".into(), force: false };
     for (request, text) in [
         (Request::Status, r#"{"verb":"status"}"#),
         (Request::Sync, r#"{"verb":"sync"}"#),
-        (
-            promote.clone(),
-            r#"{"verb":"promote","source":"alpha","force":false}"#,
-        ),
+        (promote.clone(), r#"{"verb":"promote","source":"alpha","force":false}"#),
     ] {
         assert_eq!(serde_json::to_string(&request).expect("serializes"), text);
         let parsed: Request = serde_json::from_str(text).expect("parses");
         assert_eq!(parsed, request);
     }
-    let short: Request =
-        serde_json::from_str(r#"{"verb":"promote","source":"alpha"}"#).expect("parses");
+    let short: Request = serde_json::from_str(r#"{"verb":"promote","source":"alpha"}"#).expect("parses");
     assert_eq!(short, promote);
 }
 
@@ -83,10 +72,7 @@ async fn a_call_brings_the_handlers_data() {
 #[tokio::test]
 async fn a_refusal_carries_the_whole_reason() {
     let server = start();
-    let request = Request::Promote {
-        source: "locked".into(),
-        force: true,
-    };
+    let request = Request::Promote { source: "locked".into(), force: true };
     let error = call(&server.path, &request).await.expect_err("is refused");
     match error.downcast_ref() {
         Some(CallError::Refused(why)) => assert_eq!(why, "not promoted: it is connected"),
@@ -99,15 +85,8 @@ async fn replies_have_their_documented_form() {
     let server = start();
     let reply = exchange(&server.path, b"{\"verb\":\"status\"}\n").await;
     assert_eq!(reply, json!({"ok": true, "data": {"verb": "status"}}));
-    let reply = exchange(
-        &server.path,
-        b"{\"verb\":\"promote\",\"source\":\"locked\"}\n",
-    )
-    .await;
-    assert_eq!(
-        reply,
-        json!({"ok": false, "error": "not promoted: it is connected"})
-    );
+    let reply = exchange(&server.path, b"{\"verb\":\"promote\",\"source\":\"locked\"}\n").await;
+    assert_eq!(reply, json!({"ok": false, "error": "not promoted: it is connected"}));
 }
 
 #[tokio::test]
@@ -136,9 +115,7 @@ async fn an_endless_line_is_cut_off() {
     let reply = exchange(&server.path, &vec![b' '; MAX_REQUEST_BYTES as usize]).await;
     let error = reply["error"].as_str().expect("an error");
     assert!(error.contains("longer than 65536 bytes"), "{error}");
-    call(&server.path, &Request::Status)
-        .await
-        .expect("others are served");
+    call(&server.path, &Request::Status).await.expect("others are served");
 }
 
 #[tokio::test]
@@ -184,8 +161,5 @@ async fn a_daemon_that_hangs_up_is_unreachable() {
     };
     let (answer, ()) = tokio::join!(call(&path, &Request::Status), hang_up);
     let error = answer.expect_err("no answer");
-    assert!(
-        matches!(error.downcast_ref(), Some(CallError::Unreachable(why)) if why.contains("closed")),
-        "{error:#}"
-    );
+    assert!(matches!(error.downcast_ref(), Some(CallError::Unreachable(why)) if why.contains("closed")), "{error:#}");
 }

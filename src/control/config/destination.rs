@@ -5,10 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
-use super::{
-    AdminConfig, HostPort, MetricsConfig, NbdConfig, check_sockets, check_volume_count,
-    refuse_twice, values,
-};
+use super::{AdminConfig, HostPort, MetricsConfig, NbdConfig, check_sockets, check_volume_count, refuse_twice, values};
 
 /// Everything that `nbd-mirror destination --config FILE` reads from the file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -23,11 +20,7 @@ pub struct DestinationConfig {
     /// refuses it.
     pub nvram: Option<PathBuf>,
     /// Key `nvram_size`: size of the log where it is a file, in bytes. Not in this version.
-    #[serde(
-        rename = "nvram_size",
-        default,
-        deserialize_with = "values::optional_size_bytes"
-    )]
+    #[serde(rename = "nvram_size", default, deserialize_with = "values::optional_size_bytes")]
     pub nvram_size_bytes: Option<u64>,
     /// Sections `[[source]]`, at least one.
     #[serde(rename = "source", default)]
@@ -72,9 +65,7 @@ impl DestinationConfig {
     /// [`DestinationConfig::validate`] refuses; each names the file.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let config: Self = super::read(path)?;
-        config
-            .validate()
-            .with_context(|| format!("in the configuration {}", path.display()))?;
+        config.validate().with_context(|| format!("in the configuration {}", path.display()))?;
         Ok(config)
     }
 
@@ -104,15 +95,11 @@ impl DestinationConfig {
         for source in &self.sources {
             let place = || format!("source {:?}", source.name);
             check_volume_count("source.volume", source.volumes.len()).with_context(place)?;
-            refuse_twice("source.volume.name", source.volumes.iter().map(|v| &v.name))
-                .with_context(place)?;
+            refuse_twice("source.volume.name", source.volumes.iter().map(|v| &v.name)).with_context(place)?;
         }
         // Across all sources: two sources on one image would destroy each other's mirror.
         let images = self.sources.iter().flat_map(|s| &s.volumes);
-        refuse_twice(
-            "source.volume.image",
-            images.map(|v| v.image.display().to_string()),
-        )?;
+        refuse_twice("source.volume.image", images.map(|v| v.image.display().to_string()))?;
         check_sockets(self.nbd.as_ref(), &self.admin)
     }
 }

@@ -10,9 +10,7 @@ mod source;
 mod values;
 
 pub use destination::{DestinationConfig, ImageConfig, MirroredSource};
-pub use source::{
-    DestinationAddress, Durability, JournalConfig, OnDisconnect, SourceConfig, VolumeConfig,
-};
+pub use source::{DestinationAddress, Durability, JournalConfig, OnDisconnect, SourceConfig, VolumeConfig};
 pub use values::{HostPort, ListenAddress, format_bytes};
 
 use std::collections::HashSet;
@@ -71,15 +69,10 @@ pub struct MetricsConfig {
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.len() > MAX_NAME_LEN_BYTES {
-        return Err(format!(
-            "a name has 1 to {MAX_NAME_LEN_BYTES} characters, not {}",
-            name.len()
-        ));
+        return Err(format!("a name has 1 to {MAX_NAME_LEN_BYTES} characters, not {}", name.len()));
     }
     if let Some(bad) = name.chars().find(|&c| !allowed(c)) {
-        return Err(format!(
-            "name {name:?} holds {bad:?}: only letters, digits, '.', '_' and '-' are allowed"
-        ));
+        return Err(format!("name {name:?} holds {bad:?}: only letters, digits, '.', '_' and '-' are allowed"));
     }
     if name.starts_with('.') {
         return Err(format!("name {name:?} starts with a dot"));
@@ -89,8 +82,8 @@ pub fn check_name(name: &str) -> Result<(), String> {
 
 /// Reads the file and parses it; errors name the file, and the line where there is one.
 fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("can't read the configuration {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("can't read the configuration {}", path.display()))?;
     parse(&text).with_context(|| format!("in the configuration {}", path.display()))
 }
 
@@ -100,10 +93,7 @@ fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
 }
 
 /// Refuses the second of two equal values; `key` names where they stand.
-fn refuse_twice<T: Eq + Hash + Display>(
-    key: &str,
-    values: impl IntoIterator<Item = T>,
-) -> anyhow::Result<()> {
+fn refuse_twice<T: Eq + Hash + Display>(key: &str, values: impl IntoIterator<Item = T>) -> anyhow::Result<()> {
     let mut seen = HashSet::new();
     for value in values {
         if seen.contains(&value) {

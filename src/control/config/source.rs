@@ -7,8 +7,8 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
 use super::{
-    AdminConfig, HostPort, JOURNAL_UNIT_BYTES, MAX_JOURNAL_BYTES, MIN_JOURNAL_BYTES, MetricsConfig,
-    NbdConfig, check_sockets, check_volume_count, format_bytes, refuse_twice, values,
+    AdminConfig, HostPort, JOURNAL_UNIT_BYTES, MAX_JOURNAL_BYTES, MIN_JOURNAL_BYTES, MetricsConfig, NbdConfig,
+    check_sockets, check_volume_count, format_bytes, refuse_twice, values,
 };
 
 /// Everything that `nbd-mirror source --config FILE` reads from the file.
@@ -25,10 +25,7 @@ pub struct SourceConfig {
     #[serde(default)]
     pub on_disconnect: OnDisconnect,
     /// How long the destination may be silent before it counts as away.
-    #[serde(
-        default = "default_timeout",
-        deserialize_with = "values::positive_duration"
-    )]
+    #[serde(default = "default_timeout", deserialize_with = "values::positive_duration")]
     pub timeout: Duration,
     /// Section `[journal]`.
     pub journal: JournalConfig,
@@ -66,16 +63,27 @@ impl Durability {
     }
 }
 
+impl OnDisconnect {
+    /// The word that the configuration uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Continue => "continue",
+            Self::Stall => "stall",
+            Self::Fail => "fail",
+        }
+    }
+}
+
 /// What becomes of writes while the destination is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDisconnect {
-    /// Go on without it. Not in this version: [`SourceConfig::validate`] refuses it.
+    /// Go on without it. Not in this version: writes wait, and the log says so.
     Continue,
     /// Writes wait until it is back.
     #[default]
     Stall,
-    /// Writes get EIO. Not in this version: [`SourceConfig::validate`] refuses it.
+    /// Writes get EIO. Not in this version: writes wait, and the log says so.
     Fail,
 }
 
@@ -87,17 +95,10 @@ pub struct JournalConfig {
     #[serde(deserialize_with = "values::path")]
     pub path: PathBuf,
     /// Key `size`: both halves together, in bytes; 16 MiB to 64 GiB, a multiple of 2 MiB.
-    #[serde(
-        rename = "size",
-        default = "default_size_bytes",
-        deserialize_with = "values::size_bytes"
-    )]
+    #[serde(rename = "size", default = "default_size_bytes", deserialize_with = "values::size_bytes")]
     pub size_bytes: u64,
     /// A half that is not empty and older than this is switched.
-    #[serde(
-        default = "default_max_age",
-        deserialize_with = "values::positive_duration"
-    )]
+    #[serde(default = "default_max_age", deserialize_with = "values::positive_duration")]
     pub max_age: Duration,
 }
 
@@ -141,9 +142,7 @@ impl SourceConfig {
     /// [`SourceConfig::validate`] refuses; each names the file.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let config: Self = super::read(path)?;
-        config
-            .validate()
-            .with_context(|| format!("in the configuration {}", path.display()))?;
+        config.validate().with_context(|| format!("in the configuration {}", path.display()))?;
         Ok(config)
     }
 
@@ -160,20 +159,10 @@ impl SourceConfig {
     /// # Errors
     /// The first key that is wrong, with the remedy.
     pub fn validate(&self) -> anyhow::Result<()> {
-        match self.on_disconnect {
-            OnDisconnect::Stall => {}
-            OnDisconnect::Continue | OnDisconnect::Fail => bail!(
-                "on_disconnect: this version only waits while the destination is away: \
-                 write on_disconnect = \"stall\", or leave the key out"
-            ),
-        }
         self.journal.validate()?;
         check_volume_count("volume", self.volumes.len())?;
         refuse_twice("volume.name", self.volumes.iter().map(|v| &v.name))?;
-        refuse_twice(
-            "volume.device",
-            self.volumes.iter().map(|v| v.device.display().to_string()),
-        )?;
+        refuse_twice("volume.device", self.volumes.iter().map(|v| v.device.display().to_string()))?;
         if let Some(volume) = self.volumes.iter().find(|v| v.device == self.journal.path) {
             bail!(
                 "journal.path and the device of volume {:?} are both {}: the journal needs its own",

@@ -88,10 +88,7 @@ fn a_full_source_is_read() {
     assert_eq!(config.volumes[0].device, Path::new("/dev/vdb"));
     assert_eq!(
         config.nbd.listen,
-        [
-            ListenAddress::Unix("/run/nbd-mirror/alpha.nbd".into()),
-            ListenAddress::Tcp(host_port("127.0.0.1:10809")),
-        ]
+        [ListenAddress::Unix("/run/nbd-mirror/alpha.nbd".into()), ListenAddress::Tcp(host_port("127.0.0.1:10809")),]
     );
     let destination = config.destination.expect("has a destination");
     assert_eq!(destination.address, host_port("10.0.0.2:10808"));
@@ -126,11 +123,7 @@ fn a_full_destination_is_read() {
 
 #[test]
 fn a_destination_without_nbd_and_metrics_is_valid() {
-    let text = with(
-        DESTINATION,
-        "[nbd]\nlisten = [\"unix:/run/nbd-mirror/dest.nbd\"]\n",
-        "",
-    );
+    let text = with(DESTINATION, "[nbd]\nlisten = [\"unix:/run/nbd-mirror/dest.nbd\"]\n", "");
     let text = with(&text, "[metrics]\nlisten = \"127.0.0.1:9109\"\n", "");
     let config = DestinationConfig::parse(&text).expect("parses");
     config.validate().expect("is valid");
@@ -140,15 +133,9 @@ fn a_destination_without_nbd_and_metrics_is_valid() {
 #[test]
 fn a_misspelt_key_is_named_with_its_line_and_the_known_keys() {
     let error = source_error(&with(SOURCE, "max_age", "maxage"));
-    says(
-        &error,
-        &["line 9", "maxage", "`path`", "`size`", "`max_age`"],
-    );
+    says(&error, &["line 9", "maxage", "`path`", "`size`", "`max_age`"]);
     let error = source_error(&with(SOURCE, "durability", "durabilty"));
-    says(
-        &error,
-        &["line 3", "durabilty", "`durability`", "`on_disconnect`"],
-    );
+    says(&error, &["line 3", "durabilty", "`durability`", "`on_disconnect`"]);
     let error = destination_error(&with(DESTINATION, "image =", "imgae ="));
     says(&error, &["line 8", "imgae", "`image`"]);
 }
@@ -175,11 +162,7 @@ fn a_wrong_value_is_named_with_its_line() {
 
 #[test]
 fn a_missing_section_is_named() {
-    let error = source_error(&with(
-        SOURCE,
-        "[admin]\nsocket = \"/run/nbd-mirror/alpha.admin\"\n",
-        "",
-    ));
+    let error = source_error(&with(SOURCE, "[admin]\nsocket = \"/run/nbd-mirror/alpha.admin\"\n", ""));
     says(&error, &["admin"]);
     let error = source_error("name = 'a'");
     says(&error, &["journal"]);
@@ -211,16 +194,10 @@ fn the_journals_size_is_bounded() {
 
 #[test]
 fn the_number_of_volumes_is_bounded() {
-    let none = with(
-        SOURCE,
-        "[[volume]]\nname = \"vol0\"\ndevice = \"/dev/vdb\"\n",
-        "",
-    );
+    let none = with(SOURCE, "[[volume]]\nname = \"vol0\"\ndevice = \"/dev/vdb\"\n", "");
     says(&source_error(&none), &["[[volume]]", "at least one"]);
     let add = |count: usize| {
-        (1..count).fold(SOURCE.to_owned(), |text, i| {
-            format!("{text}[[volume]]\nname = 'v{i}'\ndevice = '/dev/v{i}'\n")
-        })
+        (1..count).fold(SOURCE.to_owned(), |text, i| format!("{text}[[volume]]\nname = 'v{i}'\ndevice = '/dev/v{i}'\n"))
     };
     let most = SourceConfig::parse(&add(MAX_VOLUMES)).expect("parses");
     most.validate().expect("32 are allowed");
@@ -232,17 +209,10 @@ fn nothing_is_used_twice_at_a_source() {
     let name = format!("{SOURCE}[[volume]]\nname = 'vol0'\ndevice = '/dev/other'\n");
     says(&source_error(&name), &["volume.name", "vol0", "twice"]);
     let device = format!("{SOURCE}[[volume]]\nname = 'vol1'\ndevice = '/dev/vdb'\n");
-    says(
-        &source_error(&device),
-        &["volume.device", "/dev/vdb", "twice"],
-    );
+    says(&source_error(&device), &["volume.device", "/dev/vdb", "twice"]);
     let journal = with(SOURCE, "/dev/vdb", "/var/lib/nbd-mirror/alpha.journal");
     says(&source_error(&journal), &["journal.path", "vol0"]);
-    let listen = with(
-        SOURCE,
-        "tcp:127.0.0.1:10809",
-        "unix:/run/nbd-mirror/alpha.nbd",
-    );
+    let listen = with(SOURCE, "tcp:127.0.0.1:10809", "unix:/run/nbd-mirror/alpha.nbd");
     says(&source_error(&listen), &["nbd.listen", "twice"]);
     let admin = with(SOURCE, "alpha.nbd", "alpha.admin");
     says(&source_error(&admin), &["admin.socket", "nbd.listen"]);
@@ -251,24 +221,11 @@ fn nothing_is_used_twice_at_a_source() {
 #[test]
 fn nothing_is_used_twice_at_a_destination() {
     let name = with(DESTINATION, "\"beta\"", "\"alpha\"");
-    says(
-        &destination_error(&name),
-        &["source.name", "alpha", "twice"],
-    );
+    says(&destination_error(&name), &["source.name", "alpha", "twice"]);
     let image = with(DESTINATION, "/dev/vdd", "/dev/vdc");
-    says(
-        &destination_error(&image),
-        &["source.volume.image", "/dev/vdc"],
-    );
-    let volume = with(
-        DESTINATION,
-        "[[source]]\nname = \"beta\"\n[[source.volume]]",
-        "[[source.volume]]",
-    );
-    says(
-        &destination_error(&volume),
-        &["source \"alpha\"", "vol0", "twice"],
-    );
+    says(&destination_error(&image), &["source.volume.image", "/dev/vdc"]);
+    let volume = with(DESTINATION, "[[source]]\nname = \"beta\"\n[[source.volume]]", "[[source.volume]]");
+    says(&destination_error(&volume), &["source \"alpha\"", "vol0", "twice"]);
 }
 
 #[test]
@@ -276,10 +233,7 @@ fn a_destination_needs_sources_and_volumes() {
     let bare = "listen = 'h:1'\njournal_dir = '/j'\nadmin.socket = '/a'\n";
     says(&destination_error(bare), &["[[source]]", "at least one"]);
     let text = format!("{bare}[[source]]\nname = 's'\n");
-    says(
-        &destination_error(&text),
-        &["source \"s\"", "[[source.volume]]"],
-    );
+    says(&destination_error(&text), &["source \"s\"", "[[source.volume]]"]);
 }
 
 #[test]
@@ -316,47 +270,20 @@ fn names() {
     for good in ["a", "vol0", "db_1.data-x", "-", &"x".repeat(64)] {
         check_name(good).expect("a valid name");
     }
-    for bad in [
-        "",
-        ".",
-        ".hidden",
-        "a/b",
-        "a b",
-        "ä",
-        "a\0",
-        &"x".repeat(65),
-    ] {
+    for bad in ["", ".", ".hidden", "a/b", "a b", "ä", "a\0", &"x".repeat(65)] {
         check_name(bad).expect_err("an invalid name");
     }
 }
 
 #[test]
 fn sizes() {
-    for (text, bytes) in [
-        ("4096", 4096),
-        ("1B", 1),
-        ("3 KiB", 3072),
-        ("2TiB", 2 << 40),
-    ] {
+    for (text, bytes) in [("4096", 4096), ("1B", 1), ("3 KiB", 3072), ("2TiB", 2 << 40)] {
         assert_eq!(parse_bytes(text), Ok(bytes));
     }
-    for bad in [
-        "",
-        "MiB",
-        "1MB",
-        "1.5GiB",
-        "-1",
-        "99999999999TiB",
-        "1 MiB x",
-    ] {
+    for bad in ["", "MiB", "1MB", "1.5GiB", "-1", "99999999999TiB", "1 MiB x"] {
         parse_bytes(bad).expect_err("an invalid size");
     }
-    for (bytes, text) in [
-        (0, "0B"),
-        (1000, "1000B"),
-        (1 << 30, "1GiB"),
-        (3 << 20, "3MiB"),
-    ] {
+    for (bytes, text) in [(0, "0B"), (1000, "1000B"), (1 << 30, "1GiB"), (3 << 20, "3MiB")] {
         assert_eq!(format_bytes(bytes), text);
         assert_eq!(parse_bytes(text), Ok(bytes));
     }
@@ -364,12 +291,7 @@ fn sizes() {
 
 #[test]
 fn durations() {
-    for (text, ms) in [
-        ("500ms", 500),
-        ("10s", 10_000),
-        ("2m", 120_000),
-        ("1h", 3_600_000),
-    ] {
+    for (text, ms) in [("500ms", 500), ("10s", 10_000), ("2m", 120_000), ("1h", 3_600_000)] {
         assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)));
     }
     for bad in ["", "10", "s", "-1s", "+1s", "1.5s", "18446744073709551615h"] {
@@ -379,32 +301,15 @@ fn durations() {
 
 #[test]
 fn addresses() {
-    for text in [
-        "tcp:host:1",
-        "tcp:[::1]:10809",
-        "tcp:127.0.0.1:0",
-        "unix:/a b/c",
-    ] {
+    for text in ["tcp:host:1", "tcp:[::1]:10809", "tcp:127.0.0.1:0", "unix:/a b/c"] {
         let address: ListenAddress = text.parse().expect("a valid address");
         assert_eq!(address.to_string(), text);
     }
     let six: HostPort = "[::1]:80".parse().expect("a valid address");
     assert_eq!((six.host.as_str(), six.port), ("::1", 80));
-    for bad in [
-        "",
-        "tcp:",
-        "tcp:host",
-        "tcp::1",
-        "tcp:::1:80",
-        "tcp:h:65536",
-        "tcp:[::1:80",
-    ] {
-        bad.parse::<ListenAddress>()
-            .expect_err("an invalid address");
+    for bad in ["", "tcp:", "tcp:host", "tcp::1", "tcp:::1:80", "tcp:h:65536", "tcp:[::1:80"] {
+        bad.parse::<ListenAddress>().expect_err("an invalid address");
     }
     let long = format!("unix:/{}", "x".repeat(MAX_SOCKET_PATH_BYTES));
-    says(
-        &long.parse::<ListenAddress>().expect_err("is too long"),
-        &["108 bytes", "107"],
-    );
+    says(&long.parse::<ListenAddress>().expect_err("is too long"), &["108 bytes", "107"]);
 }

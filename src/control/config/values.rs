@@ -11,17 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::{MAX_SOCKET_PATH_BYTES, check_name};
 
 /// Units of sizes, ascending; `format_bytes` and `parse_bytes` are inverse to each other.
-const SIZE_UNITS: [(&str, u64); 5] = [
-    ("B", 1),
-    ("KiB", 1 << 10),
-    ("MiB", 1 << 20),
-    ("GiB", 1 << 30),
-    ("TiB", 1 << 40),
-];
+const SIZE_UNITS: [(&str, u64); 5] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
 
 /// Units of durations, in milliseconds. `ms` stands before `s`, which is its ending.
-const DURATION_UNITS_MS: [(&str, u64); 4] =
-    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+const DURATION_UNITS_MS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
 /// A TCP address, `host:port`: host is a name, an IPv4 address, or an IPv6 address in brackets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -36,9 +29,7 @@ impl FromStr for HostPort {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| {
-            format!("address {text:?} {why}: write host:port, e.g. \"127.0.0.1:10808\"")
-        };
+        let wrong = |why: &str| format!("address {text:?} {why}: write host:port, e.g. \"127.0.0.1:10808\"");
         let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port"))?;
         let port = port.parse().map_err(|_| wrong("has no valid port"))?;
         let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
@@ -108,9 +99,7 @@ macro_rules! serde_by_text {
     ($type:ty) => {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?
-                    .parse()
-                    .map_err(D::Error::custom)
+                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
             }
         }
 
@@ -128,37 +117,26 @@ serde_by_text!(ListenAddress);
 /// Writes a number of bytes in its largest exact unit: `256MiB`, `1000B`.
 pub fn format_bytes(bytes: u64) -> String {
     let exact = |&&(_, unit): &&(&str, u64)| bytes != 0 && bytes.is_multiple_of(unit);
-    let &(name, unit) = SIZE_UNITS
-        .iter()
-        .rev()
-        .find(exact)
-        .unwrap_or(&SIZE_UNITS[0]);
+    let &(name, unit) = SIZE_UNITS.iter().rev().find(exact).unwrap_or(&SIZE_UNITS[0]);
     format!("{}{name}", bytes / unit)
 }
 
 /// Reads `"256MiB"`, `"4096"` or `"4096B"` as bytes.
 pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits_end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, suffix) = text.split_at(digits_end);
     let unit = match suffix.trim_start() {
         "" => Some(1),
         name => SIZE_UNITS.iter().find(|u| u.0 == name).map(|u| u.1),
     };
-    let wrong = || {
-        format!("size {text:?} is not a whole number with B, KiB, MiB, GiB or TiB, e.g. \"256MiB\"")
-    };
+    let wrong = || format!("size {text:?} is not a whole number with B, KiB, MiB, GiB or TiB, e.g. \"256MiB\"");
     let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number
-        .checked_mul(unit.ok_or_else(wrong)?)
-        .ok_or_else(|| format!("size {text:?} is larger than 64 bits can count"))
+    number.checked_mul(unit.ok_or_else(wrong)?).ok_or_else(|| format!("size {text:?} is larger than 64 bits can count"))
 }
 
 /// Reads `"10s"`, `"500ms"`, `"2m"` or `"1h"`.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong =
-        || format!("duration {text:?} is not a whole number with ms, s, m or h, e.g. \"10s\"");
+    let wrong = || format!("duration {text:?} is not a whole number with ms, s, m or h, e.g. \"10s\"");
     let (digits, unit_ms) = DURATION_UNITS_MS
         .iter()
         .find_map(|&(name, ms)| text.strip_suffix(name).map(|digits| (digits, ms)))
@@ -200,9 +178,7 @@ pub(super) fn socket_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     check_socket_path(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-pub(super) fn positive_duration<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Duration, D::Error> {
+pub(super) fn positive_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let duration = parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)?;
     if duration.is_zero() {
         return Err(D::Error::custom("the duration must be longer than zero"));
@@ -214,9 +190,7 @@ pub(super) fn size_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u
     deserializer.deserialize_any(SizeVisitor)
 }
 
-pub(super) fn optional_size_bytes<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<u64>, D::Error> {
+pub(super) fn optional_size_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     size_bytes(deserializer).map(Some)
 }
 

@@ -15,7 +15,7 @@ impl Destination {
         let fill = self.superblock.clean.fill.next();
         let half = &mut self.halves[fill.half()];
         if half.fill == fill && half.state == State::Sealed && !half.retiring {
-            match half.flusher.step() {
+            match half.flusher.step(&half.index) {
                 Step::Sync(volumes) => {
                     effects.extend((0..32).filter(|volume| volumes & (1 << volume) != 0).map(Effect::SyncImage));
                 }
@@ -34,7 +34,6 @@ impl Destination {
     /// The next device write of an apply; pieces of data are put into `pieces`.
     pub fn next_apply(&mut self, pieces: &mut Vec<(Place, u64)>) -> Option<FlushOp> {
         let fill = self.superblock.clean.fill.next();
-        let volumes = self.superblock.volumes.len() as u16;
         let promoting = self.promoting;
         let half = &mut self.halves[fill.half()];
         // Only what is complete and stable in the journal file may touch an image: else a power cut could leave a
@@ -43,7 +42,7 @@ impl Destination {
         if half.fill != fill || !ready || half.retiring || (promoting && self.state_writing) {
             return None;
         }
-        half.flusher.next(&half.index, volumes, pieces)
+        half.flusher.next(&half.index, pieces)
     }
 
     /// Device writes of an apply that aren't complete.
@@ -125,5 +124,4 @@ impl Destination {
             self.sync_if_due(effects);
         }
     }
-
 }

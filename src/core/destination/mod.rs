@@ -228,7 +228,8 @@ impl Destination {
         let ours = &self.superblock;
         let refuse = |verdict, reason: String| Ok(Welcome::refuse(verdict, ours.epoch, reason));
         if self.fences(hello.epoch) {
-            let reason = format!("source {} is fenced: the destination was promoted in epoch {}", ours.name, ours.epoch);
+            let reason =
+                format!("source {} is fenced: the destination was promoted in epoch {}", ours.name, ours.epoch);
             return refuse(Verdict::Fenced, reason);
         }
         if hello.epoch > ours.epoch {
@@ -247,11 +248,17 @@ impl Destination {
             );
         }
         let same = |theirs: &Volume, known: &Volume| theirs.name == known.name && theirs.size_bytes == known.size_bytes;
-        if hello.volumes.len() != ours.volumes.len() || !hello.volumes.iter().zip(&ours.volumes).all(|(a, b)| same(a, b)) {
+        if hello.volumes.len() != ours.volumes.len()
+            || !hello.volumes.iter().zip(&ours.volumes).all(|(a, b)| same(a, b))
+        {
             let list = |volumes: &[Volume]| {
                 volumes.iter().map(|v| format!("{} ({} bytes)", v.name, v.size_bytes)).collect::<Vec<_>>().join(", ")
             };
-            let reason = format!("the source has the volumes {}, its mirror here is of {}", list(&hello.volumes), list(&ours.volumes));
+            let reason = format!(
+                "the source has the volumes {}, its mirror here is of {}",
+                list(&hello.volumes),
+                list(&ours.volumes)
+            );
             return refuse(Verdict::Refused, reason);
         }
         if self.connected || !self.idle() {

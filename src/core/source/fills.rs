@@ -61,9 +61,10 @@ impl Source {
             }
             // Pulled to the end and complete: the devices' caches are next.
             if half.state == State::Flushing && durable {
-                match half.flusher.step() {
-                    Step::Sync(volumes) => effects
-                        .extend((0..32).filter(|volume| volumes & (1 << volume) != 0).map(Effect::SyncVolume)),
+                match half.flusher.step(&half.index) {
+                    Step::Sync(volumes) => {
+                        effects.extend((0..32).filter(|volume| volumes & (1 << volume) != 0).map(Effect::SyncVolume))
+                    }
                     Step::Done => {
                         half.state = State::Flushed;
                         half.index = super::super::index::Index::new(self.superblock.volumes.len());
@@ -129,12 +130,11 @@ impl Source {
     /// The next device write of a flush; pieces of data are put into `pieces`.
     pub fn next_flush(&mut self, pieces: &mut Vec<(Place, u64)>) -> Option<FlushOp> {
         let fill = self.superblock.clean.fill.next();
-        let volumes = self.superblock.volumes.len() as u16;
         let half = &mut self.halves[fill.half()];
         if half.fill != fill || half.state != State::Flushing {
             return None;
         }
-        half.flusher.next(&half.index, volumes, pieces)
+        half.flusher.next(&half.index, pieces)
     }
 
     /// Device writes of a flush that aren't complete.

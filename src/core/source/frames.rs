@@ -10,7 +10,9 @@ use super::super::{Durability, Place};
 use super::{Effect, FrameId, Headers, Source};
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Kind, RECORD_COPY, RECORD_FUA, Record, padded};
 use crate::format::ids::{Mark, Seq};
-use crate::limits::{BLOCK_BYTES, COPY_WINDOW_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_RECORDS_PER_FRAME};
+use crate::limits::{
+    BLOCK_BYTES, COPY_WINDOW_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_RECORDS_PER_FRAME,
+};
 use std::time::Duration;
 
 /// Payload that makes another frame worth its header and its system calls while others are under way, in bytes.

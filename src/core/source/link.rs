@@ -93,7 +93,9 @@ impl Source {
         let same = |ours: Mark| ours.seq == mark.seq && ours.digest == mark.digest;
         let live = self.halves.iter().filter(|half| half.state != State::Clean);
         same(self.superblock.clean)
-            || live.flat_map(|half| half.frames.binary_search_by_key(&mark.seq, |f| f.mark.seq).map(|i| &half.frames[i])).any(|frame| same(frame.mark))
+            || live
+                .flat_map(|half| half.frames.binary_search_by_key(&mark.seq, |f| f.mark.seq).map(|i| &half.frames[i]))
+                .any(|frame| same(frame.mark))
     }
 
     fn start_link(&mut self, first: Signal, common: Mark, effects: &mut Vec<Effect>) {
@@ -148,7 +150,9 @@ impl Source {
     pub fn handle_report(&mut self, report: Report, effects: &mut Vec<Effect>) {
         match report {
             Report::Stored(seq) if seq > self.last.seq => {
-                effects.push(Effect::ClosePeer(format!("the destination acknowledges record {seq}, which was never sent")));
+                effects.push(Effect::ClosePeer(format!(
+                    "the destination acknowledges record {seq}, which was never sent"
+                )));
             }
             Report::Stored(seq) => {
                 self.acked = self.acked.max(seq);

@@ -191,7 +191,8 @@ impl Source {
     /// A `sync` command: switch halves now; [`Effect::SyncDone`] with this token when all is applied.
     pub fn handle_sync(&mut self, token: u64) {
         let half = &self.halves[self.open.half()];
-        let target = if half.state == State::Open || !self.queue.is_empty() { self.open } else { Fill(self.open.0 - 1) };
+        let target =
+            if half.state == State::Open || !self.queue.is_empty() { self.open } else { Fill(self.open.0 - 1) };
         self.switch_wanted |= target == self.open;
         self.syncs.push((target, token));
     }

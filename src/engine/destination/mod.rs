@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
+pub use receive::check_images;
 pub use start::{Folder, Handle, Image, spawn};
 
 /// Device writes of an apply under way while it is on time, and while it is late.

@@ -348,7 +348,10 @@ pub fn check_images(hello: &Superblock, images: &[super::Image]) -> Result<(), S
     let theirs = names(&mut hello.volumes.iter().map(|volume| &volume.name));
     let ours = names(&mut images.iter().map(|image| &image.name));
     if theirs != ours {
-        return Err(format!("source {} has the volumes {theirs}, this destination is configured for {ours} (in this order)", hello.name));
+        return Err(format!(
+            "source {} has the volumes {theirs}, this destination is configured for {ours} (in this order)",
+            hello.name
+        ));
     }
     for (volume, image) in hello.volumes.iter().zip(images) {
         let path = image.disk.path().display();

@@ -51,12 +51,14 @@ impl Folder {
         let (blocks, blank) = state.first_blocks(2 * BLOCK_BYTES as u64)?;
         match Superblock::newest(Role::Destination, [&blocks[0], &blocks[1]]) {
             Ok(superblock) if superblock.name == name => Ok(Some(Folder { path: path.to_owned(), state, superblock })),
-            Ok(other) => anyhow::bail!(state.error(&format!("belongs to source \"{}\", not to \"{name}\"", other.name))),
+            Ok(other) => {
+                anyhow::bail!(state.error(&format!("belongs to source \"{}\", not to \"{name}\"", other.name)))
+            }
             // A crash came between making the file and writing it.
             Err(_) if blank || init => Ok(None),
-            Err(error) => anyhow::bail!(
-                state.error(&format!("holds something else ({error}). Name another journal_dir, or give --init to overwrite it"))
-            ),
+            Err(error) => anyhow::bail!(state.error(&format!(
+                "holds something else ({error}). Name another journal_dir, or give --init to overwrite it"
+            ))),
         }
     }
 
@@ -145,7 +147,8 @@ fn prepare(
     super::receive::check_images(&superblock, &images).map_err(|reason| anyhow::anyhow!(reason))?;
     let half_bytes = superblock.half_bytes;
     let bytes = memory_bytes(half_bytes);
-    let memory = Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal files"))?);
+    let memory =
+        Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal files"))?);
     let ring = Ring::new(memory.clone())?;
     let mut files = Vec::new();
     for half in 0..2 {

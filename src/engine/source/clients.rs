@@ -139,7 +139,9 @@ impl Engine {
     }
 
     fn parse_header(&mut self, index: u32, client: &mut Client) -> Progress {
-        let Some(header) = client.unparsed(&self.memory).first_chunk::<REQUEST_BYTES>() else { return Progress::NeedBytes };
+        let Some(header) = client.unparsed(&self.memory).first_chunk::<REQUEST_BYTES>() else {
+            return Progress::NeedBytes;
+        };
         let Some(raw) = RawRequest::parse(header) else {
             tracing::warn!("client {index} sent something that isn't an NBD request; its connection is closed");
             self.die(index, client);
@@ -170,7 +172,10 @@ impl Engine {
     /// Acts on a request's header; false while there is no memory for it.
     fn take_command(&mut self, index: u32, client: &mut Client, cookie: u64, command: Command) -> bool {
         let volume = client.negotiated.export as u16;
-        let changes = !matches!(command, Command::Read { .. } | Command::BlockStatus { .. } | Command::Cache { .. } | Command::Disconnect);
+        let changes = !matches!(
+            command,
+            Command::Read { .. } | Command::BlockStatus { .. } | Command::Cache { .. } | Command::Disconnect
+        );
         // While the destination is away writes wait, reads go on.
         if changes && !self.core.accepting() {
             return false;
@@ -210,7 +215,16 @@ impl Engine {
 
     /// A request without payload becomes one record.
     #[expect(clippy::too_many_arguments, reason = "a record's fields")]
-    fn change(&mut self, index: u32, client: &mut Client, cookie: u64, kind: Kind, flags: u8, offset: u64, length: u32) {
+    fn change(
+        &mut self,
+        index: u32,
+        client: &mut Client,
+        cookie: u64,
+        kind: Kind,
+        flags: u8,
+        offset: u64,
+        length: u32,
+    ) {
         client.requests += 1;
         let ticket = self.requests.add(index, cookie, RequestKind::Change, offset, length);
         let volume = client.negotiated.export as u16;
@@ -221,7 +235,9 @@ impl Engine {
     /// Fills the piece at hand, hands it over when it is full, and takes the next.
     fn parse_payload(&mut self, client: &mut Client) -> Progress {
         let volume = client.negotiated.export as u16;
-        let Stage::Payload(mut payload) = std::mem::replace(&mut client.stage, Stage::Header) else { return Progress::On };
+        let Stage::Payload(mut payload) = std::mem::replace(&mut client.stage, Stage::Header) else {
+            return Progress::On;
+        };
         loop {
             let Some(piece) = &mut payload.piece else {
                 let wanted = (payload.left as usize).min(CHUNK_BYTES);

@@ -21,13 +21,16 @@ pub(super) struct Reading {
 }
 
 impl Engine {
-    pub(super) fn pump_copies(&mut self) {
+    /// Starts reads of windows; true where one was at hand without a read and waits for the core's turn.
+    pub(super) fn pump_copies(&mut self) -> bool {
+        let mut handed = false;
         while self.pool.free_chunks() > 4 * super::clients::RESERVED_CHUNKS
             && let Some((number, window)) = self.core.next_copy()
         {
             if self.is_hole(&window) {
                 let zeros = self.zero_record(&window, window.offset, window.length);
                 self.core.handle_copied(number, vec![zeros], &mut self.effects);
+                handed = true;
                 continue;
             }
             self.copies.push(Reading { number, window, pieces: Vec::new(), outstanding: 1 });
@@ -46,8 +49,9 @@ impl Engine {
                 });
                 at += bytes as u64;
             }
-            self.copy_part_done(number);
+            handed |= self.copy_part_done(number);
         }
+        handed
     }
 
     /// Whether a window reads as zeros without reading it.
@@ -71,11 +75,12 @@ impl Engine {
         Ok(())
     }
 
-    fn copy_part_done(&mut self, number: usize) {
-        let Some(at) = self.copies.iter().position(|reading| reading.number == number) else { return };
+    /// True when that was the window's last part.
+    fn copy_part_done(&mut self, number: usize) -> bool {
+        let Some(at) = self.copies.iter().position(|reading| reading.number == number) else { return false };
         self.copies[at].outstanding -= 1;
         if self.copies[at].outstanding > 0 {
-            return;
+            return false;
         }
         let Reading { window, pieces, .. } = self.copies.swap_remove(at);
         let mut entries = Vec::with_capacity(pieces.len());
@@ -100,6 +105,7 @@ impl Engine {
             offset += bytes;
         }
         self.core.handle_copied(number, entries, &mut self.effects);
+        true
     }
 
     /// The image may hold anything where the volume has a hole: zeros are said, not skipped in silence.

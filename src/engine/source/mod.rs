@@ -61,7 +61,9 @@ enum Token {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The journal, a volume, an image or a state file failed.
-    #[error("{what} failed: {cause}; stopping, since no write could be answered safely. After the repair start again with the same command")]
+    #[error(
+        "{what} failed: {cause}; stopping, since no write could be answered safely. After the repair start again with the same command"
+    )]
     Disk {
         /// Which, and what was tried.
         what: String,
@@ -215,28 +217,27 @@ impl Engine {
     fn turn(&mut self) -> Result<(), EngineError> {
         self.admit_peer();
         self.bury();
-        self.open_gates();
         loop {
+            self.open_gates();
             let now = self.started.elapsed();
             let mut headers = HeaderMemory { memory: &self.memory, pool: &mut self.pool };
             self.core.handle_turn(now, &mut headers, &mut self.effects);
             // The destination first: its work and ours then overlap the longest.
             self.pump_peer();
             let mut effects = std::mem::take(&mut self.effects);
-            let any = !effects.is_empty();
+            let mut settled = effects.is_empty();
             for effect in effects.drain(..) {
                 self.act(effect);
             }
             // What acting on effects caused goes behind, in the same allocation.
             effects.append(&mut self.effects);
             self.effects = effects;
-            if !any {
+            settled &= !self.pump_copies();
+            if settled {
                 break;
             }
         }
         self.pump_flush();
-        self.pump_copies();
-        self.open_gates();
         self.queue_replies();
         for index in 0..self.clients.len() {
             self.pump_client(index as u32);
@@ -250,12 +251,16 @@ impl Engine {
             Effect::SyncJournal => self.ring.sync(Token::JournalSync, self.journal.fd()),
             Effect::Answer(ticket) => self.part_answered(ticket),
             Effect::WriteSuperblock(block, offset) => self.write_superblock(&block, offset),
-            Effect::SyncVolume(volume) => self.ring.sync(Token::VolumeSync(volume), self.volumes[usize::from(volume)].fd()),
+            Effect::SyncVolume(volume) => {
+                self.ring.sync(Token::VolumeSync(volume), self.volumes[usize::from(volume)].fd())
+            }
             Effect::Release(place, bytes) => self.pool.release(place, bytes),
             Effect::ClosePeer(reason) => self.close_peer(&reason),
             Effect::Fenced(epoch) => {
                 let reason = format!("fenced: another side was promoted in epoch {epoch}");
-                tracing::error!("{reason}. No write is answered any more; clients' connections are closed without a reply");
+                tracing::error!(
+                    "{reason}. No write is answered any more; clients' connections are closed without a reply"
+                );
                 for index in 0..self.clients.len() {
                     self.kill_client(index as u32);
                 }

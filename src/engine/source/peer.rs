@@ -112,7 +112,8 @@ impl Engine {
                 Some(Send::Frame(id)) => {
                     let before = pieces.len();
                     self.core.frame_pieces(id, &mut pieces);
-                    bytes += pieces[before.saturating_sub(1)..].iter().map(|(_, length)| *length as usize).sum::<usize>();
+                    bytes +=
+                        pieces[before.saturating_sub(1)..].iter().map(|(_, length)| *length as usize).sum::<usize>();
                 }
                 Some(Send::Block(block)) => {
                     let reports = (REPORTS * REPORT_BYTES) as u64;

@@ -15,7 +15,9 @@ use crate::core::{Durability, Place};
 use crate::format::frame::{Header, padded};
 use crate::format::ids::{Epoch, Mark};
 use crate::format::superblock::{Role, Superblock, Volume as VolumeFacts};
-use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, JOURNAL_DATA_OFFSET, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES};
+use crate::limits::{
+    BLOCK_BYTES, CHUNK_BYTES, JOURNAL_DATA_OFFSET, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES,
+};
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
@@ -106,7 +108,8 @@ fn prepare(
     let peer_memory = Place(client_memory.0 + (MAX_CLIENTS * CLIENT_BYTES) as u64);
     let superblock_memory = Place(peer_memory.0 + PEER_BYTES as u64);
     let bytes = superblock_memory.0 as usize + BLOCK_BYTES;
-    let memory = Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal's halves"))?);
+    let memory =
+        Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal's halves"))?);
     let ring = Ring::new(memory.clone())?;
 
     for half in 0..2 {
@@ -114,7 +117,8 @@ fn prepare(
     }
     // SAFETY: nothing is under way yet.
     let halves = [0, 1].map(|half| unsafe { memory.bytes(Place(half * half_bytes), half_bytes as usize) });
-    let recovered = recovery::recover(halves, superblock.source, superblock.clean).map_err(|damage| journal.error(&damage))?;
+    let recovered =
+        recovery::recover(halves, superblock.source, superblock.clean).map_err(|damage| journal.error(&damage))?;
     if recovered.end.seq > superblock.clean.seq {
         tracing::info!("recovered {} to {} from the journal", superblock.clean, recovered.end);
     }
@@ -130,7 +134,8 @@ fn prepare(
         used.push((header_place, BLOCK_BYTES as u64));
         let mut entries = Vec::new();
         let mut at = header_place.0 + BLOCK_BYTES as u64;
-        let header = block_at(halves[id.fill.half()], position).and_then(|block| Some((Header::parse(block).ok()?, block)));
+        let header =
+            block_at(halves[id.fill.half()], position).and_then(|block| Some((Header::parse(block).ok()?, block)));
         for record in header.iter().flat_map(|(header, block)| header.records(block)) {
             let bytes = padded(record.payload_bytes()) as u64;
             if bytes > 0 {

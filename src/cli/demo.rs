@@ -1,2 +1,0 @@
-//! x
-pub fn run(_: Option<std::path::PathBuf>) -> anyhow::Result<()> { Ok(()) }

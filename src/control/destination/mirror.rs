@@ -1,0 +1,345 @@
+//! One source's mirror, through its life: empty until the source connects for the first time, then an engine that
+//! receives, and after a promote a source's engine that serves the images.
+
+use super::super::config::MirroredSource;
+use super::super::exports::{Exports, Served};
+use super::super::source::{open_whole, shape};
+use super::super::{handshake, status};
+use crate::core::Durability;
+use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, SourceCommand};
+use crate::engine::destination::{self as engine, Ended, Folder, Image};
+use crate::engine::source::{self as serving, Plan, Volume};
+use crate::format::ids::Epoch;
+use crate::format::superblock::Superblock;
+use crate::format::wire::{Verdict, Welcome};
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, oneshot};
+use tokio::task::JoinHandle;
+
+/// How old a fill of a promoted image may become.
+const PROMOTED_MAX_AGE: Duration = Duration::from_secs(10);
+/// How long a stopping engine may take.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a mirror is at the moment.
+#[derive(Debug)]
+enum State {
+    /// The source never connected.
+    Empty(Vec<Image>),
+    /// Frames are received, or waited for.
+    Receiving(Commands<DestinationCommand>),
+    /// The images are served.
+    Promoted { commands: Commands<SourceCommand>, superblock: Box<Superblock>, exports: Vec<String> },
+    /// Something failed; the daemon must be started again after the repair.
+    Failed(String),
+}
+
+/// One source's mirror.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    name: String,
+    folder: PathBuf,
+    images: Vec<(String, PathBuf)>,
+    exports: Exports,
+    state: Mutex<State>,
+    /// One for each engine: they end when it has let go of everything.
+    engines: std::sync::Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Mirror {
+    /// Opens the images and whatever is stored of the source.
+    pub(super) async fn start(
+        config: &MirroredSource,
+        journal_dir: &Path,
+        exports: Exports,
+        init: bool,
+    ) -> anyhow::Result<Arc<Mirror>> {
+        let mut images = Vec::new();
+        for volume in &config.volumes {
+            images.push(Image { name: volume.name.clone(), disk: open_whole("image", &volume.image)? });
+        }
+        let mirror = Arc::new(Mirror {
+            name: config.name.clone(),
+            folder: journal_dir.join(&config.name),
+            images: config.volumes.iter().map(|volume| (volume.name.clone(), volume.image.clone())).collect(),
+            exports,
+            state: Mutex::new(State::Empty(Vec::new())),
+            engines: std::sync::Mutex::default(),
+        });
+        let mut state = mirror.state.lock().await;
+        *state = match Folder::open(&mirror.folder, &mirror.name, init)? {
+            None => State::Empty(images),
+            Some(folder) if folder.superblock().promoted => mirror.serve(folder.superblock().clone(), images).await?,
+            Some(folder) => match mirror.clone().receive(folder, images).await {
+                Ok(commands) => State::Receiving(commands),
+                Err(error) => mirror.failed(&format!("{error:#}")),
+            },
+        };
+        drop(state);
+        Ok(mirror)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn failed(&self, reason: &str) -> State {
+        tracing::error!("source {}: {reason}", self.name);
+        State::Failed(reason.to_owned())
+    }
+
+    /// Starts the engine that receives, and a task that sees how it ends.
+    async fn receive(
+        self: Arc<Mirror>,
+        folder: Folder,
+        images: Vec<Image>,
+    ) -> anyhow::Result<Commands<DestinationCommand>> {
+        let handle = tokio::task::spawn_blocking(move || engine::spawn(folder, images)).await??;
+        let ended = handle.ended;
+        let mirror = self.clone();
+        self.watch(tokio::spawn(async move {
+            let state = match ended.await {
+                Ok(Ok(Ended::Stopped)) => return,
+                Ok(Ok(Ended::Promoted(mark, images))) => {
+                    tracing::info!("source {}: promoted at {mark}", mirror.name);
+                    mirror.reopen(images).await
+                }
+                Ok(Err(error)) => mirror.failed(&error.to_string()),
+                Err(_) => mirror.failed("the engine's thread ended"),
+            };
+            *mirror.state.lock().await = state;
+        }));
+        Ok(handle.commands)
+    }
+
+    /// Serves the images after a promote.
+    async fn reopen(&self, images: Vec<Image>) -> State {
+        let served = async {
+            let folder = Folder::open(&self.folder, &self.name, false)?.context("the state file is gone")?;
+            self.serve(folder.superblock().clone(), images).await
+        };
+        served.await.unwrap_or_else(|error| self.failed(&format!("{error:#}")))
+    }
+
+    /// Starts a source's engine on the images, with a journal of its own and without a destination.
+    async fn serve(&self, superblock: Superblock, images: Vec<Image>) -> anyhow::Result<State> {
+        let mut volumes = Vec::new();
+        for (image, volume) in images.into_iter().zip(&superblock.volumes) {
+            let Image { name, mut disk } = image;
+            // An image may be larger than its volume.
+            disk.size_bytes = volume.size_bytes;
+            disk.block_bytes = volume.block_bytes;
+            volumes.push(Volume { name, disk });
+        }
+        let shapes: Vec<_> = volumes.iter().map(|volume| (volume.name.clone(), shape(&volume.disk))).collect();
+        let plan = Plan {
+            name: self.name.clone(),
+            durability: Durability::Always,
+            mirrored: false,
+            max_age: PROMOTED_MAX_AGE,
+            journal: Folder::promoted_journal(&self.folder),
+            journal_bytes: 2 * superblock.half_bytes,
+            volumes,
+            epoch: superblock.epoch,
+            init: false,
+        };
+        let handle = tokio::task::spawn_blocking(|| serving::spawn(plan)).await??;
+        let name = self.name.clone();
+        let ended = handle.ended;
+        self.watch(tokio::spawn(async move {
+            if let Ok(Err(error)) = ended.await {
+                tracing::error!("promoted source {name}: {error}");
+            }
+        }));
+        let mut exports = Vec::new();
+        for (volume, (name, shape)) in shapes.into_iter().enumerate() {
+            let served = Served { name, shape, commands: handle.commands.clone(), volume };
+            exports.push(self.exports.add(&self.name, served));
+        }
+        tracing::info!("source {}: promoted images are served as {}", self.name, exports.join(", "));
+        Ok(State::Promoted { commands: handle.commands, superblock: Box::new(superblock), exports })
+    }
+
+    /// A source introduced itself.
+    pub(super) async fn meet(
+        self: &Arc<Mirror>,
+        mut stream: TcpStream,
+        hello: Superblock,
+        address: String,
+    ) -> anyhow::Result<()> {
+        let mut state = self.state.lock().await;
+        if let State::Empty(images) = &mut *state {
+            match engine::check_images(&hello, images) {
+                Err(reason) => {
+                    drop(state);
+                    let welcome = Welcome::refuse(Verdict::Refused, Epoch(0), reason.clone());
+                    handshake::answer(&mut stream, &welcome).await?;
+                    bail!(reason);
+                }
+                Ok(()) => {
+                    tracing::info!(
+                        "source {} connects from {address} for the first time; making its journal files",
+                        self.name
+                    );
+                    let images = std::mem::take(images);
+                    *state = self.clone().first_contact(&hello, images).await;
+                }
+            }
+        }
+        let welcome = match &*state {
+            State::Receiving(commands) => {
+                let socket = handshake::into_owned_fd(stream)?;
+                commands.send(DestinationCommand::Peer(socket, Box::new(hello), address))?;
+                return Ok(());
+            }
+            State::Promoted { superblock, .. } => {
+                let reason =
+                    format!("source {} is fenced: its images were promoted in epoch {}", self.name, superblock.epoch);
+                Welcome::refuse(Verdict::Fenced, superblock.epoch, reason)
+            }
+            State::Failed(reason) => {
+                Welcome::refuse(Verdict::Refused, Epoch(0), format!("the destination failed: {reason}"))
+            }
+            State::Empty(_) => Welcome::refuse(Verdict::Refused, Epoch(0), "not ready"),
+        };
+        drop(state);
+        handshake::answer(&mut stream, &welcome).await?;
+        bail!(welcome.reason)
+    }
+
+    /// Makes the journal files; the images are the engine's from then on.
+    async fn first_contact(self: Arc<Mirror>, hello: &Superblock, images: Vec<Image>) -> State {
+        let (path, hello) = (self.folder.clone(), hello.clone());
+        let made = tokio::task::spawn_blocking(move || Folder::create(&path, &hello)).await;
+        let started = async {
+            let folder = made??;
+            self.clone().receive(folder, images).await
+        };
+        match started.await {
+            Ok(commands) => State::Receiving(commands),
+            Err(error) => self.failed(&format!("{error:#}")),
+        }
+    }
+
+    /// Promotes, and answers when the images are served.
+    pub(super) async fn promote(&self, force: bool) -> anyhow::Result<Value> {
+        let commands = match &*self.state.lock().await {
+            State::Receiving(commands) => commands.clone(),
+            State::Promoted { exports, .. } => {
+                bail!("source {} is promoted already and served as {}", self.name, exports.join(", "))
+            }
+            State::Empty(_) => bail!("source {} never connected: there is nothing to promote", self.name),
+            State::Failed(reason) => bail!("source {} can't be promoted: {reason}", self.name),
+        };
+        let (ask, done) = oneshot::channel();
+        commands.send(DestinationCommand::Promote { force, done: ask })?;
+        let mark = done
+            .await
+            .context("the engine ended in the middle of the promote; see the log")?
+            .map_err(anyhow::Error::msg)?;
+        loop {
+            match &*self.state.lock().await {
+                State::Promoted { superblock, exports, .. } => {
+                    return Ok(json!({
+                        "source": self.name, "epoch": superblock.epoch.0, "last_record": mark.seq.0, "exports": exports.join(", "),
+                    }));
+                }
+                State::Failed(reason) => {
+                    bail!("the images hold everything up to record {}, but can't be served: {reason}", mark.seq)
+                }
+                State::Receiving(_) | State::Empty(_) => {}
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// How it stands; a lock that is held (journal files are being made) is said, not waited for.
+    pub(super) async fn status(&self) -> Value {
+        let Ok(state) = self.state.try_lock() else {
+            return json!({ "name": self.name, "state": "preparing", "reason": "its journal files are being made", "connected": false });
+        };
+        let simple = |state: &str, reason: Option<&str>| json!({ "name": self.name, "state": state, "reason": reason, "connected": false, "promotable": false, "volumes": self.volumes(None) });
+        match &*state {
+            State::Empty(_) => simple("empty", Some("the source never connected")),
+            State::Failed(reason) => simple("failed", Some(reason)),
+            State::Receiving(commands) => {
+                let (ask, answer) = oneshot::channel();
+                let sent = commands.send(DestinationCommand::Status(ask));
+                drop(state);
+                match (sent, answer.await) {
+                    (Ok(()), Ok(status)) => self.describe(&status),
+                    _ => simple("preparing", Some("the engine is between two states")),
+                }
+            }
+            State::Promoted { commands, superblock, exports } => {
+                let (ask, answer) = oneshot::channel();
+                let (superblock, exports) = (superblock.clone(), exports.clone());
+                let sent = commands.send(SourceCommand::Status(ask));
+                drop(state);
+                let serving = if sent.is_ok() { answer.await.ok() } else { None };
+                json!({
+                    "name": self.name, "state": if serving.is_some() { "promoted" } else { "failed" },
+                    "reason": if serving.is_some() { None } else { Some("its engine has ended; see the log") },
+                    "connected": false, "epoch": superblock.epoch.0,
+                    "held_record": superblock.clean.seq.0, "applied_record": superblock.clean.seq.0,
+                    "promotable": true, "exports": exports, "volumes": self.volumes(Some(&superblock)),
+                    "clients": serving.as_ref().map(|status| status.clients),
+                    "answered_writes": serving.as_ref().map(|status| status.counters.answered_writes),
+                })
+            }
+        }
+    }
+
+    fn describe(&self, status: &DestinationStatus) -> Value {
+        let superblock = &status.superblock;
+        let state = match (&status.peer, superblock.whole) {
+            (None, _) => "waiting",
+            (Some(_), false) => "copying",
+            (Some(_), true) => "receiving",
+        };
+        let counters = &status.counters;
+        json!({
+            "name": self.name, "state": state, "reason": status.reason, "connected": status.peer.is_some(), "peer": status.peer,
+            "epoch": superblock.epoch.0, "held_record": status.held_record, "applied_record": superblock.clean.seq.0,
+            "verified_record": status.verified_record, "promotable": superblock.whole,
+            "received_bytes": counters.written_bytes, "stored_bytes": counters.journal_bytes,
+            "applied_bytes": counters.flushed_bytes, "journal_writes": counters.journal_writes,
+            "halves": status::halves(&status.halves), "volumes": self.volumes(Some(superblock)),
+        })
+    }
+
+    fn volumes(&self, superblock: Option<&Superblock>) -> Vec<Value> {
+        let size = |index: usize| {
+            superblock.and_then(|superblock| superblock.volumes.get(index)).map(|volume| volume.size_bytes)
+        };
+        let volume = |(index, (name, image)): (usize, &(String, PathBuf))| json!({ "name": name, "image": image, "size_bytes": size(index) });
+        self.images.iter().enumerate().map(volume).collect()
+    }
+
+    /// Stops its engine, and waits until that has let go of everything.
+    pub(super) async fn stop(&self) {
+        let told = match &*self.state.lock().await {
+            State::Receiving(commands) => commands.send(DestinationCommand::Stop),
+            State::Promoted { commands, .. } => commands.send(SourceCommand::Stop),
+            State::Empty(_) | State::Failed(_) => Ok(()),
+        };
+        if told.is_err() {
+            tracing::debug!("source {}: its engine has ended already", self.name);
+        }
+        let engines = std::mem::take(&mut *self.engines.lock().unwrap_or_else(PoisonError::into_inner));
+        for engine in engines {
+            if tokio::time::timeout(STOP_LIMIT, engine).await.is_err() {
+                tracing::warn!("source {}: its engine didn't stop in time", self.name);
+            }
+        }
+    }
+
+    fn watch(&self, engine: JoinHandle<()>) {
+        self.engines.lock().unwrap_or_else(PoisonError::into_inner).push(engine);
+    }
+}

@@ -1,0 +1,128 @@
+//! The destination daemon: one mirror for each configured source, the port that sources connect to, and the NBD
+//! exports of promoted images.
+
+mod mirror;
+
+use super::admin::{self, Answer, Handler, Request};
+use super::config::DestinationConfig;
+use super::exports::{self, Exports};
+use super::{handshake, listen, metrics, notify, signals, status};
+use crate::format::ids::Epoch;
+use crate::format::wire::{Verdict, Welcome};
+use anyhow::{Context as _, bail};
+use mirror::Mirror;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Runs a destination until it is told to stop.
+///
+/// # Errors
+/// Whatever keeps it from starting. A single source that fails while it runs is reported in its status and doesn't
+/// stop the others.
+pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.journal_dir)
+        .with_context(|| format!("journal_dir {} can't be made", config.journal_dir.display()))?;
+    let exports = Exports::default();
+    let mut mirrors = Vec::new();
+    for source in &config.sources {
+        mirrors.push(Mirror::start(source, &config.journal_dir, exports.clone(), init).await?);
+    }
+    let daemon = Arc::new(Daemon { mirrors });
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(accept(listen::bind_tcp(&config.listen).await?, daemon.clone()));
+    for address in config.nbd.iter().flat_map(|nbd| &nbd.listen) {
+        tasks.spawn(exports::serve(listen::bind(address).await?, exports.clone()));
+    }
+    tasks.spawn(admin::serve(admin::bind(&config.admin.socket)?, daemon.clone()));
+    if let Some(config) = &config.metrics {
+        let listener = listen::bind_tcp(&config.listen).await?;
+        tasks.spawn(metrics::serve(listener, status::Cached::keep(daemon.clone()).renderer("destination")));
+    }
+    notify::ready();
+    tracing::info!("destination for {} sources listens on {}", config.sources.len(), config.listen);
+    let signal = signals::stop().await?;
+    tracing::info!("stopping: {signal}");
+    notify::stopping();
+    for mirror in &daemon.mirrors {
+        mirror.stop().await;
+    }
+    Ok(())
+}
+
+/// Accepts sources for good, each in a task of its own.
+async fn accept(listener: TcpListener, daemon: Arc<Daemon>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let (daemon, address) = (daemon.clone(), peer.to_string());
+                tokio::spawn(async move {
+                    if let Err(error) = daemon.meet(stream, address.clone()).await {
+                        tracing::warn!("a connection from {address} was closed: {error:#}");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!("a source couldn't be accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+struct Daemon {
+    mirrors: Vec<Arc<Mirror>>,
+}
+
+impl Daemon {
+    async fn meet(&self, mut stream: TcpStream, address: String) -> anyhow::Result<()> {
+        handshake::prepare(&stream)?;
+        let refuse = |reason: String| Welcome::refuse(Verdict::Refused, Epoch(0), reason);
+        let hello = match handshake::receive_hello(&mut stream).await? {
+            Ok(hello) => hello,
+            Err(error) => {
+                let error = handshake::not_ours(&error);
+                handshake::answer(&mut stream, &refuse(error.to_string())).await?;
+                return Err(error);
+            }
+        };
+        let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.name() == hello.name) else {
+            let reason = format!(
+                "this destination knows no source \"{}\", only {}; add it to the destination's configuration",
+                hello.name,
+                self.names()
+            );
+            handshake::answer(&mut stream, &refuse(reason.clone())).await?;
+            bail!(reason);
+        };
+        mirror.meet(stream, hello, address).await
+    }
+
+    fn names(&self) -> String {
+        self.mirrors.iter().map(|mirror| mirror.name()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Handler for Daemon {
+    fn handle(&self, request: Request) -> Answer<'_> {
+        Box::pin(async move {
+            match request {
+                Request::Status => {
+                    let mut sources = Vec::new();
+                    for mirror in &self.mirrors {
+                        sources.push(mirror.status().await);
+                    }
+                    Ok(json!({ "role": "destination", "sources": sources }))
+                }
+                Request::Sync => bail!("this is a destination: sync is for the source's admin socket"),
+                Request::Promote { source, force } => {
+                    let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.name() == source) else {
+                        bail!("this destination knows no source \"{source}\", only {}", self.names());
+                    };
+                    mirror.promote(force).await
+                }
+            }
+        })
+    }
+}

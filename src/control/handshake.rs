@@ -1,0 +1,89 @@
+//! The first words of both sides over a replication connection, before the engines take it over.
+
+use crate::format::block::{Block, BlockError};
+use crate::format::superblock::Superblock;
+use crate::format::wire::{self, HELLO, Welcome};
+use crate::limits::BLOCK_BYTES;
+use anyhow::{Context as _, bail};
+use nix::sys::socket::{setsockopt, sockopt};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long the other side may take for its first words.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How long a destination may take to make its journal files at the first contact.
+const WELCOME_LIMIT: Duration = Duration::from_secs(60);
+/// Unacknowledged data for this long means that the other side is gone.
+const DEAD_AFTER_MS: u32 = 15_000;
+
+/// No delay for small messages, and a peer that vanished without a word is noticed.
+pub fn prepare(stream: &TcpStream) -> anyhow::Result<()> {
+    stream.set_nodelay(true)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &5)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &2)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &5)?;
+    setsockopt(stream, sockopt::TcpUserTimeout, &DEAD_AFTER_MS)?;
+    Ok(())
+}
+
+/// The bare socket, blocking, for an engine.
+pub fn into_owned_fd(stream: TcpStream) -> anyhow::Result<OwnedFd> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream.into())
+}
+
+/// Introduces this source at a destination, and returns what it says.
+pub async fn introduce(stream: &mut TcpStream, source: &Superblock) -> anyhow::Result<Welcome> {
+    stream.write_all(&*wire::encode_hello(source)).await.context("the destination closed the connection")?;
+    let block = receive(stream, *b"NBDMWELC", WELCOME_LIMIT).await?;
+    Welcome::decode(&block).map_err(|error| not_ours(&error))
+}
+
+/// Receives the introduction of a source.
+pub async fn receive_hello(stream: &mut TcpStream) -> anyhow::Result<Result<Superblock, BlockError>> {
+    Ok(wire::decode_hello(&*receive(stream, HELLO, LIMIT).await?))
+}
+
+/// Answers a hello without an engine.
+pub async fn answer(stream: &mut TcpStream, welcome: &Welcome) -> anyhow::Result<()> {
+    stream.write_all(&*welcome.encode()).await.context("the source closed the connection")
+}
+
+/// Receives a block; the magic is looked at as soon as it is there, for another program may never send a whole one.
+async fn receive(stream: &mut TcpStream, magic: [u8; 8], limit: Duration) -> anyhow::Result<Box<Block>> {
+    let mut block = Box::new([0; BLOCK_BYTES]);
+    let whole = async {
+        stream.read_exact(&mut block[..8]).await.context("it closed the connection before it introduced itself")?;
+        if block[..8] != magic {
+            let mut first = [0; 8];
+            first.copy_from_slice(&block[..8]);
+            bail!(not_ours(&BlockError::Magic(first)));
+        }
+        stream
+            .read_exact(&mut block[8..])
+            .await
+            .context("it closed the connection in the middle of its first words")?;
+        Ok(())
+    };
+    match timeout(limit, whole).await {
+        Ok(outcome) => outcome.map(|()| block),
+        Err(_) => bail!("it said nothing for {} s: it may not be nbd-mirror, or not this version", limit.as_secs()),
+    }
+}
+
+/// The other side speaks something else.
+pub fn not_ours(error: &BlockError) -> anyhow::Error {
+    match error {
+        BlockError::Version(version) => anyhow::anyhow!(
+            "it speaks version {version} of the replication protocol, this program version {}: run the same version on both sides",
+            crate::format::block::VERSION
+        ),
+        BlockError::Magic(_) => anyhow::anyhow!("it isn't an nbd-mirror: {error}. Check the address and the port"),
+        other => anyhow::anyhow!("its first words are damaged: {other}"),
+    }
+}
