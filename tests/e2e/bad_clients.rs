@@ -4,7 +4,9 @@ use std::io::Write;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::{Client, Endpoint, MIB, Mirror, Stream, assert_says, finish, kind, pattern, python, wait_until};
+use crate::harness::{
+    Client, Endpoint, MIB, Mirror, Stream, assert_says, finish, kind, pattern, python, request, wait_until,
+};
 
 const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
@@ -72,10 +74,7 @@ fn half_sent_requests_hold_nobody_up() {
     let mut held = Vec::new();
     for keep in [3, 27, 28, 28 + 512, 28 + 4096 * 20] {
         let mut client = Client::go(&mirror.unix(), "vol0").unwrap();
-        let mut request = 0x2560_9513u32.to_be_bytes().to_vec();
-        request.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9]);
-        request.extend_from_slice(&MIB.to_be_bytes());
-        request.extend_from_slice(&(MIB as u32).to_be_bytes());
+        let mut request = request(0, kind::WRITE, 9, MIB, MIB as u32);
         request.extend_from_slice(&vec![0xbb; MIB as usize]);
         client.stream.write_all(&request[..keep]).unwrap();
         held.push(client);
@@ -256,9 +255,8 @@ fn a_client_that_never_reads_its_replies() {
     let mirror = Mirror::start("always", SIZE);
     let mut greedy = Client::go(&mirror.unix(), "vol0").unwrap();
     // Far more than the sockets' buffers and the server's memory for replies hold.
-    for _ in 0..400 {
-        greedy.send(0, kind::READ, 0, MIB as u32, &[]).unwrap();
-    }
+    let requests: Vec<u8> = (0..400).flat_map(|cookie| request(0, kind::READ, cookie, 0, MIB as u32)).collect();
+    greedy.stream.write_all(&requests).unwrap();
     assert_serves(&mirror, 17);
     drop(greedy);
     assert_serves(&mirror, 18);

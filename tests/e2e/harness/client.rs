@@ -53,6 +53,10 @@ impl Endpoint {
             }
         };
         stream.set_answer_limit(ANSWER_LIMIT)?;
+        match &stream {
+            Stream::Unix(stream) => stream.set_write_timeout(Some(ANSWER_LIMIT))?,
+            Stream::Tcp(stream) => stream.set_write_timeout(Some(ANSWER_LIMIT))?,
+        }
         Ok(stream)
     }
 
@@ -168,13 +172,7 @@ impl Client {
     /// Sends a request without waiting for its answer; returns its cookie.
     pub fn send(&mut self, flags: u16, kind: u16, offset: u64, len: u32, payload: &[u8]) -> io::Result<u64> {
         self.cookie += 1;
-        let mut bytes = Vec::with_capacity(28 + payload.len());
-        bytes.extend_from_slice(&REQUEST_MAGIC.to_be_bytes());
-        bytes.extend_from_slice(&flags.to_be_bytes());
-        bytes.extend_from_slice(&kind.to_be_bytes());
-        bytes.extend_from_slice(&self.cookie.to_be_bytes());
-        bytes.extend_from_slice(&offset.to_be_bytes());
-        bytes.extend_from_slice(&len.to_be_bytes());
+        let mut bytes = request(flags, kind, self.cookie, offset, len);
         bytes.extend_from_slice(payload);
         self.stream.write_all(&bytes)?;
         Ok(self.cookie)
@@ -232,6 +230,17 @@ impl Client {
         // The server may be gone already: then there is nothing left to end.
         let _ = self.send(0, kind::DISC, 0, 0, &[]);
     }
+}
+
+/// The bytes of a request without its payload ("NBD protocol, request message").
+pub fn request(flags: u16, kind: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    let mut bytes = REQUEST_MAGIC.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&flags.to_be_bytes());
+    bytes.extend_from_slice(&kind.to_be_bytes());
+    bytes.extend_from_slice(&cookie.to_be_bytes());
+    bytes.extend_from_slice(&offset.to_be_bytes());
+    bytes.extend_from_slice(&len.to_be_bytes());
+    bytes
 }
 
 /// Reads the server's greeting and answers it with "fixed newstyle, no zeroes".

@@ -12,7 +12,7 @@ mod root;
 mod tool;
 mod wait;
 
-pub use client::{Client, Endpoint, Stream, flag, kind};
+pub use client::{Client, Endpoint, Stream, flag, kind, request};
 pub use config::{DestinationConfig, SourceConfig, free_port};
 pub use daemon::{Daemon, Finished, binary, finish, refused, verb};
 pub use files::{allocated, assert_same, create_file, fill_pattern, pattern};
