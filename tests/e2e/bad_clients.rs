@@ -47,7 +47,10 @@ fn option(number: u32, stated: u32, data: &[u8]) -> Vec<u8> {
 fn garbage_instead_of_a_handshake() {
     let mirror = Mirror::start("always", SIZE);
     for endpoint in [mirror.unix(), mirror.tcp()] {
-        for garbage in [pattern(1, 65_536), b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), vec![0xff; 4096]] {
+        // The first is a client that speaks the newstyle before it was fixed: four bytes of flags, all zero.
+        for garbage in
+            [vec![0; 4], pattern(1, 65_536), b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), vec![0xff; 4096]]
+        {
             let mut stream = send_raw(&endpoint, &garbage);
             stream.set_answer_limit(Duration::from_secs(20)).unwrap();
             stream.read_to_close().expect("the server closes on garbage");

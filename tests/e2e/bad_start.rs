@@ -322,3 +322,20 @@ fn a_refused_start_leaves_no_sockets_behind() {
     refused("source", &plan.source.write());
     assert!(!plan.source.unix().exists() && !plan.source.admin().exists());
 }
+
+#[test]
+fn a_volume_that_does_not_end_with_a_sector() {
+    // Bytes that no request can reach must not be left out silently.
+    let mut plan = Plan::new(&[8 * MIB + 100]);
+    plan.source.destination = None;
+    plan.source.write();
+    let finished = {
+        let mut source = Daemon::unstarted_source(&plan.source);
+        source.spawn(&[]);
+        crate::harness::wait_until("the source serves or refuses", Duration::from_secs(20), || {
+            !source.runs() || Client::go(&Endpoint::Unix(plan.source.unix()), "vol0").is_ok()
+        });
+        source.log()
+    };
+    assert_says(&finished, &["vol0", "multiple|512|sector|block"]);
+}

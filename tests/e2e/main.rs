@@ -19,3 +19,4 @@ mod harness_check;
 mod multi;
 mod promote;
 mod restart;
+mod surface;

@@ -125,6 +125,11 @@ impl Daemon {
         daemon
     }
 
+    /// A source with its configuration written, not started.
+    pub fn unstarted_source(config: &SourceConfig) -> Daemon {
+        Daemon::idle("source", config.write(), config.admin())
+    }
+
     /// A destination with its configuration written, not started.
     pub fn unstarted_destination(config: &DestinationConfig) -> Daemon {
         Daemon::idle("destination", config.write(), config.admin())
