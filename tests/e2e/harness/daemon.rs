@@ -67,7 +67,9 @@ pub fn finish(command: Command, limit: Duration) -> Finished {
 /// signal and not by a panic.
 #[track_caller]
 pub fn refused(role: &str, config: &Path) -> String {
-    let finished = verb(&[role, "--config", path_str(config)]);
+    let mut command = Command::new(binary());
+    command.args([role, "--config", path_str(config)]);
+    let finished = finish(command, PATIENCE);
     assert!(
         !finished.status.success(),
         "a {role} that should have refused its work ended with {}:\n{}",

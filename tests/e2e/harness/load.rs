@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ const WRITES_A_FLUSH: u64 = 40;
 pub struct Load {
     ledger: Arc<Ledger>,
     stopping: Arc<AtomicBool>,
-    writers: Vec<JoinHandle<Result<(), String>>>,
+    failure: Arc<Mutex<Option<io::Error>>>,
+    writers: Vec<JoinHandle<()>>,
 }
 
 impl Load {
@@ -27,9 +28,10 @@ impl Load {
     /// together would have no order that a test could rely on.
     pub fn start(ledger: &Arc<Ledger>, volumes: &[(Endpoint, String)], writers: usize) -> Load {
         let stopping = Arc::new(AtomicBool::new(false));
+        let failure = Arc::new(Mutex::new(None));
         let spawn = |volume: usize, lane: usize| {
             let (endpoint, export) = volumes[volume].clone();
-            let (ledger, stopping) = (Arc::clone(ledger), Arc::clone(&stopping));
+            let (ledger, stopping, failure) = (Arc::clone(ledger), Arc::clone(&stopping), Arc::clone(&failure));
             thread::spawn(move || {
                 let mut writer = Writer { ledger, volume, lane, lanes: writers, turn: 0, writes: 0 };
                 while !stopping.load(Ordering::Relaxed) {
@@ -37,18 +39,18 @@ impl Load {
                     // that the server itself replied is not.
                     match writer.session(&endpoint, &export, &stopping) {
                         Err(error) if error.kind() == io::ErrorKind::Other => {
-                            return Err(error.to_string());
+                            *failure.lock().unwrap() = Some(error);
+                            return;
                         }
                         Err(_) => thread::sleep(Duration::from_millis(5)),
                         Ok(()) => {}
                     }
                 }
-                Ok(())
             })
         };
         let handles = (0..volumes.len()).flat_map(|volume| (0..writers).map(move |lane| (volume, lane)));
         let writers = handles.map(|(volume, lane)| spawn(volume, lane)).collect();
-        Load { ledger: Arc::clone(ledger), stopping, writers }
+        Load { ledger: Arc::clone(ledger), stopping, failure, writers }
     }
 
     /// Waits until `more` further writes were answered.
@@ -56,24 +58,26 @@ impl Load {
     pub fn wait_for_answers(&self, more: u64) {
         let goal = self.ledger.answered() + more;
         wait_until(&format!("{more} more answered writes"), Duration::from_secs(30), || {
-            assert!(!self.writers.iter().any(JoinHandle::is_finished), "a writer gave up: {:?}", self.failures_hint());
+            self.assert_no_failure();
             self.ledger.answered() >= goal
         });
     }
 
-    fn failures_hint(&self) -> String {
-        format!("{} of {} ended", self.writers.iter().filter(|w| w.is_finished()).count(), self.writers.len())
+    #[track_caller]
+    fn assert_no_failure(&self) {
+        if let Some(error) = &*self.failure.lock().unwrap() {
+            panic!("a writer got an error: {error}");
+        }
     }
 
     /// Stops the writers; each waits for the answers to what it has sent, or for its connection's end.
     #[track_caller]
-    pub fn stop(self) {
+    pub fn stop(mut self) {
         self.stopping.store(true, Ordering::Relaxed);
-        for writer in self.writers {
-            if let Err(error) = writer.join().expect("a writer must not panic") {
-                panic!("a writer got an error reply: {error}");
-            }
+        for writer in self.writers.drain(..) {
+            writer.join().expect("a writer must not panic");
         }
+        self.assert_no_failure();
     }
 }
 
