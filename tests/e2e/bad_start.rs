@@ -174,7 +174,14 @@ fn another_journal_size_loses_nothing() {
 
 #[test]
 fn foreign_content_where_the_journal_should_be() {
-    for foreign in [pattern(4, 64 * 1024), pattern(5, 40 * MIB as usize), [vec![0; 8192], vec![1; 100]].concat()] {
+    let foreign = [
+        pattern(4, 64 * 1024),
+        pattern(5, 40 * MIB as usize),
+        // Some formats leave the start free: btrfs begins at 64 KiB.
+        [vec![0; 8192], vec![1; 100]].concat(),
+        [vec![0; 65_536 + 64], b"_BHRfS_M".to_vec(), vec![0; 4096]].concat(),
+    ];
+    for foreign in foreign {
         let plan = Plan::new(&[8 * MIB]);
         fs::write(&plan.source.journal, &foreign).unwrap();
         assert_source_refused(&plan.source, &["alpha.journal", "--init"]);
