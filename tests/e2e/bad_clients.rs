@@ -244,7 +244,8 @@ fn empty_requests_do_no_harm() {
 fn more_connections_than_allowed() {
     let mirror = Mirror::start("always", SIZE);
     let mut first = Client::go(&mirror.unix(), "vol0").unwrap();
-    let held: Vec<_> = (0..400).filter_map(|_| Client::go(&mirror.unix(), "vol0").ok()).collect();
+    // One too many may be closed, or left waiting.
+    let held: Vec<_> = (0..400).map_while(|_| Client::go(&mirror.unix(), "vol0").ok()).collect();
     assert!(held.len() >= 16, "only {} connections were served together", held.len());
     first.write(0, &pattern(15, 4096)).expect("those that are served stay served");
     drop(held);

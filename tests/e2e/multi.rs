@@ -45,6 +45,7 @@ impl Site {
     #[track_caller]
     fn assert_in_step(&self) {
         for (at, (config, daemon)) in self.sources.iter().enumerate() {
+            daemon.wait_for_first_copy();
             daemon.sync();
             for (volume, size) in SIZES.iter().enumerate() {
                 assert_same(&config.volumes[volume].1, &self.config.sources[at].1[volume].1, *size);

@@ -152,7 +152,7 @@ impl Client {
                 3 => {}
                 _ => {
                     let message = format!("GO refused with {reply:#x}: {}", String::from_utf8_lossy(&data));
-                    return Err(io::Error::other(message));
+                    return Err(io::Error::new(io::ErrorKind::ConnectionRefused, message));
                 }
             }
         }

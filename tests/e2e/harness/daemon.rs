@@ -253,6 +253,15 @@ impl Daemon {
         panic!("status of the {} never said: {what}\nlast:\n{last:#}", self.role);
     }
 
+    /// Waits until the first copy of every volume is complete.
+    #[track_caller]
+    pub fn wait_for_first_copy(&self) {
+        self.wait_for_status("every volume is copied", |status| {
+            let volumes = status["volumes"].as_array();
+            volumes.is_some_and(|all| all.iter().all(|volume| volume["copied_bytes"] == volume["copy_total_bytes"]))
+        });
+    }
+
     /// Switches halves and waits for the apply.
     #[track_caller]
     pub fn sync(&self) {

@@ -109,9 +109,10 @@ impl Mirror {
         (0..self.plan.sizes.len()).map(|at| Image::file(self.plan.image(at))).collect()
     }
 
-    /// Syncs, and asserts that each volume and its image hold the same bytes.
+    /// Waits for the first copy, syncs, and asserts that each volume and its image hold the same bytes.
     #[track_caller]
     pub fn assert_in_step(&self) {
+        self.source.wait_for_first_copy();
         self.source.sync();
         for (at, &size) in self.plan.sizes.iter().enumerate() {
             assert_same(self.plan.volume(at), self.plan.image(at), size);
