@@ -254,6 +254,7 @@ fn a_second_source_on_the_same_journal_or_volume() {
 #[test]
 fn a_second_destination_on_the_same_journals_or_image() {
     let mirror = Mirror::start("always", 8 * MIB);
+    mirror.assert_in_step();
     let mut config = second_destination(&mirror.plan);
     config.journal_dir = mirror.plan.destination.journal_dir.clone();
     config.sources[0].0 = "alpha".to_owned();

@@ -34,6 +34,7 @@ fn crashed(durability: &str) -> (Mirror, Ledger) {
     plan.source.journal_size = "16MiB".to_owned();
     plan.source.max_age = "300ms".to_owned();
     let mut mirror = plan.start();
+    mirror.assert_in_step();
     let ledger = Arc::new(Ledger::new(2, 2048, durability == "always"));
     let load = Load::start(&ledger, &mirror.exports(), 2);
     load.wait_for_answers(4000);
@@ -187,6 +188,7 @@ fn force_promotes_while_the_source_is_connected() {
 #[test]
 fn force_under_load_loses_no_answered_write() {
     let mirror = Plan::new(&[8 * MIB]).start();
+    mirror.assert_in_step();
     let ledger = Arc::new(Ledger::new(1, 2048, true));
     let load = Load::start(&ledger, &mirror.exports(), 3);
     load.wait_for_answers(2000);
@@ -214,6 +216,7 @@ fn the_old_source_is_refused_when_it_comes_back() {
 #[test]
 fn a_source_that_stops_cleanly_can_be_promoted() {
     let mut mirror = Mirror::start("flush", 8 * MIB);
+    mirror.assert_in_step();
     let mut client = Client::go(&mirror.unix(), "vol0").unwrap();
     let given = pattern(31, MIB as usize);
     client.write(MIB, &given).unwrap();
