@@ -133,6 +133,7 @@ fn fio_verifies_over_several_jobs_and_connections() {
                     "--offset_increment=16m",
                     "--verify=crc32c",
                     "--verify_fatal=1",
+                    "--verify_state_save=0",
                     "--do_verify=1",
                     "--fsync=64",
                     "--group_reporting",

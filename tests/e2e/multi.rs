@@ -74,6 +74,7 @@ fn two_sources_with_two_volumes_each() {
                             "--size=16m",
                             "--verify=crc32c",
                             "--verify_fatal=1",
+                            "--verify_state_save=0",
                         ],
                     )
                 });
