@@ -201,6 +201,11 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes everything written so far stable.
+    pub fn sync(&self) -> Result<(), DiskError> {
+        self.file.sync_data().map_err(|error| self.error(&format!("can't be synced: {error}")))
+    }
+
     /// Writes one block, durably.
     pub fn store_block(&self, block: &Block, offset: u64) -> Result<(), DiskError> {
         let memory = Memory::map(BLOCK_BYTES).map_err(|error| self.error(&error))?;

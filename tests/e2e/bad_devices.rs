@@ -130,9 +130,9 @@ fn a_full_disk_under_the_destinations_journals() {
         return;
     }
     let mut plan = Plan::new(&[8 * MIB]);
-    let mount = Mount::ext4(&plan.path("small.file"), 64 * MIB, &plan.path("mnt"));
+    let mount = Mount::ext4(&plan.path("small.file"), 128 * MIB, &plan.path("mnt"));
     let ballast = mount.path.join("ballast");
-    fs::write(&ballast, vec![1; 44 << 20]).unwrap();
+    fs::write(&ballast, vec![1; 100 << 20]).unwrap();
     plan.destination.journal_dir = mount.path.join("journals");
     // How large a journal file is depends on the source, so the refusal may come as late as at the first contact.
     let mut destination = Daemon::unstarted_destination(&plan.destination);

@@ -135,8 +135,9 @@ impl Source {
                 }
                 continue;
             }
-            // The destination may apply only what can't vanish from our own journal any more.
-            if half.state < State::Flushing {
+            // The destination may apply only what can't vanish from our own journal any more, and it must have stored
+            // all of it: over this connection, where it had to be sent again.
+            if half.state < State::Flushing || self.acked < half.last.seq {
                 return None;
             }
             (*fill, *index) = (fill.next(), 0);

@@ -36,6 +36,7 @@ enum Token {
     PeerSend,
     Store(StoreOp),
     FileSync,
+    Erase,
     State,
     Apply,
     ImageSync(u16),
@@ -136,6 +137,10 @@ impl Engine {
                     self.core.handle_files_synced(&mut self.effects);
                 }
             }
+            Token::Erase => {
+                outcome.map_err(|cause| failed("a journal file's write", &self.files[0], cause))?;
+                self.core.handle_erased();
+            }
             Token::State => {
                 outcome.map_err(|cause| failed("the state's write", &self.state, cause))?;
                 self.core.handle_state_written(&mut self.effects);
@@ -197,6 +202,11 @@ impl Engine {
                 // SAFETY: this block of the mapping is only used for the state, of which one is under way at most.
                 unsafe { self.memory.bytes_mut(place, BLOCK_BYTES) }.copy_from_slice(&*block);
                 self.ring.write(Token::State, self.state.fd(), offset, &[(place, BLOCK_BYTES as u64)], true);
+            }
+            Effect::Erase(half, position) => {
+                let zeros = receive::zeros_place(self.core.superblock().half_bytes);
+                let fd = self.files[half].fd();
+                self.ring.write(Token::Erase, fd, position, &[(zeros, BLOCK_BYTES as u64)], true);
             }
             Effect::SyncImage(volume) => {
                 self.ring.sync(Token::ImageSync(volume), self.images[usize::from(volume)].disk.fd());

@@ -45,9 +45,14 @@ fn reports_place(half_bytes: u64) -> Place {
     Place(state_place(half_bytes).0 + BLOCK_BYTES as u64)
 }
 
+/// Where a block stays that is never written.
+pub(super) fn zeros_place(half_bytes: u64) -> Place {
+    Place(reports_place(half_bytes).0 + BLOCK_BYTES as u64)
+}
+
 /// Bytes of the mapping.
 pub(super) fn memory_bytes(half_bytes: u64) -> usize {
-    reports_place(half_bytes).0 as usize + BLOCK_BYTES
+    zeros_place(half_bytes).0 as usize + BLOCK_BYTES
 }
 
 /// A connected source.

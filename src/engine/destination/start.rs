@@ -153,6 +153,8 @@ fn prepare(
     let mut files = Vec::new();
     for half in 0..2 {
         let file = Disk::open("journal file", &half_path(&path, half))?;
+        // What a killed daemon wrote may still be in the disk's cache only; what is found counts as stored.
+        file.sync()?;
         file.load(&memory, half_place(half_bytes, half), 0, half_bytes)?;
         files.push(file);
     }

@@ -112,6 +112,8 @@ fn prepare(
         Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal's halves"))?);
     let ring = Ring::new(memory.clone())?;
 
+    // What a killed daemon wrote may still be in the disk's cache only; what is found counts as stored.
+    journal.sync()?;
     for half in 0..2 {
         journal.load(&memory, Place(half * half_bytes), journal_offset(half_bytes, half as usize, 0), half_bytes)?;
     }
