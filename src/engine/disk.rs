@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// What went wrong with a file or device: what it is for, where it is, the cause, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -61,15 +62,20 @@ impl Disk {
         let exclusive = if is_device { libc::O_EXCL } else { 0 };
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_DIRECT | exclusive | libc::O_CLOEXEC);
-        let file = options.open(path).map_err(|error| match error.raw_os_error() {
-            Some(libc::EBUSY) => fail("the device is in use: mounted, or held by another program".into()),
-            Some(libc::EINVAL) => fail("this file system doesn't support O_DIRECT; put it on another one".into()),
-            _ => fail(error.to_string()),
-        })?;
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-            nix::Error::EWOULDBLOCK => fail("is in use by another daemon (its lock is held)".into()),
-            other => fail(other.to_string()),
-        })?;
+        let patience = Instant::now() + LOCK_PATIENCE;
+        let file = loop {
+            match lock(&options, path) {
+                Ok(file) => break file,
+                Err(Busy::Locked) if Instant::now() < patience => std::thread::sleep(Duration::from_millis(20)),
+                Err(Busy::Locked) => {
+                    return Err(fail("is in use by another daemon or program (its lock is held)".into()));
+                }
+                Err(Busy::Other(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    return Err(fail("this file system doesn't support O_DIRECT; put it on another one".into()));
+                }
+                Err(Busy::Other(error)) => return Err(fail(error.to_string())),
+            }
+        };
         let mut disk = Disk {
             file,
             path: path.to_owned(),
@@ -247,6 +253,26 @@ pub fn start_flush<T: Copy>(ring: &mut Ring<T>, token: T, disk: &Disk, run: &Run
             ring.allocate(token, disk.fd(), mode | libc::FALLOC_FL_KEEP_SIZE, run.offset, run.length);
         }
     }
+}
+
+/// How long a lock is waited for: the writes of a daemon that was killed hold its files open until they are complete,
+/// and nobody may read a journal before.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+enum Busy {
+    Locked,
+    Other(io::Error),
+}
+
+fn lock(options: &OpenOptions, path: &Path) -> Result<Flock<File>, Busy> {
+    let file = options.open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => Busy::Locked,
+        _ => Busy::Other(error),
+    })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        nix::Error::EWOULDBLOCK => Busy::Locked,
+        other => Busy::Other(other.into()),
+    })
 }
 
 /// A part of a file, in bytes.

@@ -22,6 +22,8 @@ use tokio::net::{TcpListener, TcpStream};
 /// Whatever keeps it from starting. A single source that fails while it runs is reported in its status and doesn't
 /// stop the others.
 pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
+    // The engines start at the first contact; that would be late to learn that none can.
+    crate::engine::ring::probe()?;
     std::fs::create_dir_all(&config.journal_dir)
         .with_context(|| format!("journal_dir {} can't be made", config.journal_dir.display()))?;
     let exports = Exports::default();
