@@ -87,7 +87,7 @@ async fn serve(
     tasks.spawn(admin::serve(admin::bind(&config.admin.socket)?, daemon.clone()));
     if let Some(config) = &config.metrics {
         let listener = listen::bind_tcp(&config.listen).await?;
-        tasks.spawn(metrics::serve(listener, status::Cached::keep(daemon.clone()).renderer("source")));
+        tasks.spawn(metrics::serve(listener, status::renderer("source", daemon.clone())));
     }
     if let Some(destination) = &config.destination {
         tasks.spawn(link::keep(destination.address.clone(), commands, link.clone(), reason));

@@ -2,9 +2,7 @@
 //! that a start needs.
 
 use super::memory::Memory;
-use super::ring::Ring;
 use crate::core::Place;
-use crate::core::index::{Action, Run};
 use crate::format::block::Block;
 use crate::limits::BLOCK_BYTES;
 use nix::fcntl::{Flock, FlockArg};
@@ -38,7 +36,10 @@ pub struct Disk {
     pub block_bytes: u32,
     /// Whether it is a block device.
     pub is_device: bool,
-    can_punch: bool,
+    /// Whether a range can be deallocated.
+    pub can_punch: bool,
+    /// Whether a range can be zeroed without writing it; found out by trying.
+    pub can_zero: bool,
 }
 
 impl Disk {
@@ -84,6 +85,7 @@ impl Disk {
             block_bytes: 512,
             is_device,
             can_punch: true,
+            can_zero: true,
         };
         disk.measure().map_err(|error| disk.error(&error))?;
         Ok(disk)
@@ -245,17 +247,6 @@ impl Disk {
             },
             // A file system that can't tell.
             Err(_) => Extent::Data(limit),
-        }
-    }
-}
-
-/// Starts one device write, zeroing or discard of a flush or an apply.
-pub fn start_flush<T: Copy>(ring: &mut Ring<T>, token: T, disk: &Disk, run: &Run, pieces: &[(Place, u64)]) {
-    match run.action {
-        Action::Write => ring.write(token, disk.fd(), run.offset, pieces, false),
-        Action::Zero { no_hole } => {
-            let mode = if no_hole || !disk.can_punch { libc::FALLOC_FL_ZERO_RANGE } else { libc::FALLOC_FL_PUNCH_HOLE };
-            ring.allocate(token, disk.fd(), mode | libc::FALLOC_FL_KEEP_SIZE, run.offset, run.length);
         }
     }
 }

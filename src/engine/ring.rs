@@ -229,8 +229,14 @@ impl<T: Copy> Ring<T> {
     pub fn wait(&mut self, timeout: Option<Duration>, finished: &mut Vec<(T, io::Result<usize>)>) -> io::Result<()> {
         self.fill_queue();
         while !self.backlog.is_empty() {
-            self.uring.submit()?;
-            self.fill_queue();
+            match self.uring.submit() {
+                Err(error) if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
+                    return Err(error);
+                }
+                // Completions must be taken before more fits.
+                Err(_) => break,
+                Ok(_) => self.fill_queue(),
+            }
         }
         let entered = match timeout {
             None => self.uring.submit_and_wait(1),
@@ -240,7 +246,9 @@ impl<T: Copy> Ring<T> {
             }
         };
         match entered {
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {
+            Err(error)
+                if !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
+            {
                 return Err(error);
             }
             _ => {}
@@ -297,9 +305,9 @@ impl<T: Copy> Ring<T> {
 
 impl<T> Drop for Ring<T> {
     fn drop(&mut self) {
-        // The engine drains the ring before it ends. Should it not have, the kernel may still use the memory: keep it
-        // for good rather than unmap it.
-        if self.under_way > 0 {
+        // The engine drains the ring before it ends, but for its wake-up. While the kernel may still use the memory it
+        // is kept for good rather than freed.
+        if self.slots.iter().any(|slot| slot.token.is_some()) {
             std::mem::forget(self.memory.clone());
             std::mem::forget(std::mem::take(&mut self.slots));
         }

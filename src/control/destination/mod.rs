@@ -42,7 +42,7 @@ pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
     tasks.spawn(admin::serve(admin::bind(&config.admin.socket)?, daemon.clone()));
     if let Some(config) = &config.metrics {
         let listener = listen::bind_tcp(&config.listen).await?;
-        tasks.spawn(metrics::serve(listener, status::Cached::keep(daemon.clone()).renderer("destination")));
+        tasks.spawn(metrics::serve(listener, status::renderer("destination", daemon.clone())));
     }
     notify::ready();
     tracing::info!("destination for {} sources listens on {}", config.sources.len(), config.listen);

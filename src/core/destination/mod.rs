@@ -210,12 +210,12 @@ impl Destination {
         destination
     }
 
-    /// Fills a half from frames that are stored already.
+    /// Fills a half from frames that are stored, and stable, already.
     fn adopt(&mut self, frames: Vec<Rescanned>) {
         let Some(fill) = frames.first().map(|(found, _)| found.header.fill) else { return };
         let volumes = self.superblock.volumes.len();
         let half = &mut self.halves[fill.half()];
-        *half = Half { fill, state: State::Open, volatile: true, ..Half::clean(volumes) };
+        *half = Half { fill, state: State::Open, ..Half::clean(volumes) };
         for (found, records) in frames {
             half.stored = found.header.position + found.header.frame_bytes();
             half.records += records.len() as u64;
@@ -313,9 +313,11 @@ impl Destination {
         self.superblock.whole
     }
 
-    /// Whether no journal write is under way.
+    /// Whether nothing is under way and all that is stored is stable: a source counts what a welcome names as stored as
+    /// if it had been acknowledged.
     fn idle(&self) -> bool {
-        self.writing.is_empty() && !self.state_writing && self.erasing == 0
+        let volatile = self.halves.iter().any(|half| half.state != State::Clean && half.volatile);
+        self.writing.is_empty() && self.syncing.is_none() && !self.state_writing && self.erasing == 0 && !volatile
     }
 
     /// The durable facts as they will be next.

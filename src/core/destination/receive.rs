@@ -256,7 +256,9 @@ impl Destination {
 
     pub(super) fn sync_if_due(&mut self, effects: &mut Vec<Effect>) {
         let sealed = |half: &Half| half.state == State::Sealed && half.volatile && half.stored == half.received;
-        if self.syncing.is_none() && (!self.unsynced.is_empty() || self.halves.iter().any(sealed)) {
+        let left = |half: &Half| half.state != State::Clean && half.volatile && !self.connected;
+        let due = !self.unsynced.is_empty() || self.halves.iter().any(|half| sealed(half) || left(half));
+        if self.syncing.is_none() && due {
             self.syncing = Some(self.stored.seq);
             effects.push(Effect::SyncFiles);
         }

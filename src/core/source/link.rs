@@ -63,6 +63,7 @@ impl Source {
             self.whole_from = None;
             for half in &mut self.halves {
                 half.whole = false;
+                half.applied = false;
                 half.copied.fill(0);
             }
             let clean = self.superblock.clean;
@@ -80,7 +81,10 @@ impl Source {
             };
             self.handle_applied(welcome.applied, effects);
             self.start_link(Signal::Resume { common, from_scratch: false }, common, effects);
-            self.superblock.whole |= welcome.whole;
+            if self.superblock.whole && !welcome.whole {
+                self.superblock.volumes.iter_mut().for_each(|volume| volume.copied_bytes = 0);
+            }
+            self.superblock.whole = welcome.whole;
         }
         if !self.superblock.whole && self.copier.is_none() && self.whole_from.is_none() {
             self.start_copy(effects);
@@ -114,6 +118,13 @@ impl Source {
     /// What to send next, in order.
     pub fn next_to_send(&mut self) -> Option<Send> {
         let Link::Up { first, resumed, fill, index } = &mut self.link else { return None };
+        // That a copy starts over must be durable here before the destination acts on it: a source that forgot it in a
+        // crash would call an image whole that never was copied.
+        let durable = !self.superblock_dirty && !self.superblock_writing;
+        match first {
+            Some(Signal::Resume { from_scratch: true, .. }) if !durable => return None,
+            _ => {}
+        }
         if let Some(signal) = first.take() {
             return Some(Send::Block(signal.encode()));
         }

@@ -65,6 +65,11 @@ impl Folder {
     /// Makes the folder for a source that introduces itself for the first time. Takes as long as writing all of it.
     pub fn create(path: &Path, hello: &Superblock) -> anyhow::Result<Folder> {
         std::fs::create_dir_all(path).with_context(|| format!("the folder {} can't be made", path.display()))?;
+        // The folder's own name must survive a power cut too.
+        let parent = path.parent().unwrap_or(Path::new("."));
+        std::fs::File::open(parent)
+            .and_then(|folder| folder.sync_all())
+            .with_context(|| format!("the folder {} can't be synced", parent.display()))?;
         for half in 0..2 {
             let mut file = Disk::open_or_create("journal file", &half_path(path, half))?;
             file.preallocate(hello.half_bytes)?;

@@ -307,8 +307,10 @@ impl Engine {
         self.finished.push(ticket);
     }
 
-    /// Queues the replies of finished requests, with all clients in their places.
-    pub(super) fn queue_replies(&mut self) {
+    /// Queues the replies of finished requests, with all clients in their places. True where a request gave back what
+    /// it held at once.
+    pub(super) fn queue_replies(&mut self) -> bool {
+        let mut freed = false;
         let mut finished = std::mem::take(&mut self.finished);
         for ticket in finished.drain(..) {
             let request = self.requests.get(ticket);
@@ -333,8 +335,10 @@ impl Engine {
                 }
             }
             self.forget_request(ticket);
+            freed = true;
         }
         self.finished = finished;
+        freed
     }
 
     /// Gives back a request's memory and its slot.

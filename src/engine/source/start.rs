@@ -107,7 +107,8 @@ fn prepare(
     let client_memory = Place(read_place.0 + READ_MEMORY_BYTES as u64);
     let peer_memory = Place(client_memory.0 + (MAX_CLIENTS * CLIENT_BYTES) as u64);
     let superblock_memory = Place(peer_memory.0 + PEER_BYTES as u64);
-    let bytes = superblock_memory.0 as usize + BLOCK_BYTES;
+    let zeros = Place(superblock_memory.0 + BLOCK_BYTES as u64);
+    let bytes = zeros.0 as usize + CHUNK_BYTES;
     let memory =
         Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal's halves"))?);
     let ring = Ring::new(memory.clone())?;
@@ -172,6 +173,7 @@ fn prepare(
         next_peer: None,
         journal,
         superblock_memory,
+        zeros,
         half_bytes,
         volumes: plan.volumes.into_iter().map(|volume| volume.disk).collect(),
         commands,
