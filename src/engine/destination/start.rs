@@ -49,6 +49,9 @@ impl Folder {
         }
         let state = Disk::open("state", &file)?;
         let (blocks, blank) = state.first_blocks(2 * BLOCK_BYTES as u64)?;
+        // What a killed daemon had under way can be read, but a power cut may still take it away: nothing may build on
+        // it before it is stable.
+        state.sync()?;
         match Superblock::newest(Role::Destination, [&blocks[0], &blocks[1]]) {
             Ok(superblock) if superblock.name == name => Ok(Some(Folder { path: path.to_owned(), state, superblock })),
             Ok(other) => {
