@@ -28,8 +28,8 @@ use std::collections::VecDeque;
 pub enum Effect {
     /// Tell the source.
     Report(Report),
-    /// Make everything written to both journal files stable and report [`Destination::handle_files_synced`].
-    SyncFiles,
+    /// Make everything written to this half's journal file stable and report [`Destination::handle_file_synced`].
+    SyncFile(usize),
     /// Write this block to the state file, durably, and report [`Destination::handle_state_written`].
     WriteState(Box<Block>, u64),
     /// Write a block of zeros into this half's file at this position, durably, and report
@@ -161,7 +161,8 @@ pub struct Destination {
     /// Stored frames that wait for a sync: their first and last record.
     unsynced: VecDeque<(Seq, Seq)>,
     synced: Seq,
-    syncing: Option<Seq>,
+    /// What the file syncs under way make stable, and how many they are.
+    syncing: Option<(Seq, u32)>,
     /// Headers of dropped frames that are being erased.
     erasing: u32,
     state_writing: bool,

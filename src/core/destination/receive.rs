@@ -221,7 +221,7 @@ impl Destination {
                 half.records += pending.records.len() as u64;
                 half.stored = pending.end;
                 half.last = pending.mark;
-                half.volatile |= !done.op.stable;
+                half.volatile |= !done.op.stable || pending.flags & FLAG_SYNC != 0;
                 if pending.flags & FLAG_SYNC != 0 {
                     self.unsynced.push_back((self.stored.seq.next(), pending.mark.seq));
                 }
@@ -232,9 +232,11 @@ impl Destination {
         self.acknowledge(effects);
     }
 
-    /// What was written to the files when the sync was asked for is stable.
-    pub fn handle_files_synced(&mut self, effects: &mut Vec<Effect>) {
-        if let Some(seq) = self.syncing.take() {
+    /// What was written to the file when the sync was asked for is stable.
+    pub fn handle_file_synced(&mut self, effects: &mut Vec<Effect>) {
+        if let Some((_, left @ 2..)) = &mut self.syncing {
+            *left -= 1;
+        } else if let Some((seq, _)) = self.syncing.take() {
             self.synced = self.synced.max(seq);
             self.unsynced.retain(|(_, last)| *last > seq);
             for half in self.halves.iter_mut().filter(|half| half.last.seq <= seq) {
@@ -259,8 +261,11 @@ impl Destination {
         let left = |half: &Half| half.state != State::Clean && half.volatile && !self.connected;
         let due = !self.unsynced.is_empty() || self.halves.iter().any(|half| sealed(half) || left(half));
         if self.syncing.is_none() && due {
-            self.syncing = Some(self.stored.seq);
-            effects.push(Effect::SyncFiles);
+            // Each sync empties a disk's cache: only files that were written to are worth one.
+            let files = (0..2).filter(|half| self.halves[*half].volatile).map(Effect::SyncFile);
+            let before = effects.len();
+            effects.extend(files);
+            self.syncing = Some((self.stored.seq, (effects.len() - before) as u32));
         }
     }
 

@@ -42,6 +42,7 @@ impl Source {
             }
             let entries: Vec<Entry> = self.queue.drain(..count).collect();
             self.queued_bytes -= entries.iter().map(|entry| entry.record.payload_bytes()).sum::<usize>();
+            self.queued_flushes -= entries.iter().filter(|entry| entry.record.kind == Kind::Flush).count();
             self.make_frame(now, &entries, headers, effects);
         }
     }
@@ -51,7 +52,8 @@ impl Source {
         if self.unwritten >= MAX_FRAMES_IN_FLIGHT {
             return false;
         }
-        under_way == 0 || (self.queued_bytes >= GATHER_BYTES && under_way < BUSY)
+        // A flush gains nothing by waiting: whatever it covers is in the frames before it or in this one.
+        under_way == 0 || ((self.queued_bytes >= GATHER_BYTES || self.queued_flushes > 0) && under_way < BUSY)
     }
 
     /// How many records the next frame takes, and its payload's bytes.

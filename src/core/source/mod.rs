@@ -19,6 +19,7 @@ use super::index::{self, Index, Segment};
 use super::recovery::Recovered;
 use super::{Durability, Place};
 use crate::format::block::Block;
+use crate::format::frame::Kind;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
 use crate::format::superblock::Superblock;
 use frames::Flight;
@@ -89,6 +90,7 @@ pub struct Source {
     /// Records that have no frame yet, in order.
     queue: VecDeque<Entry>,
     queued_bytes: usize,
+    queued_flushes: usize,
     /// Frames that aren't committed, in order.
     flights: VecDeque<Flight>,
     unwritten: usize,
@@ -131,6 +133,7 @@ impl Source {
             halves: [half(0), half(1)],
             queue: VecDeque::new(),
             queued_bytes: 0,
+            queued_flushes: 0,
             flights: VecDeque::new(),
             unwritten: 0,
             last: clean,
@@ -172,6 +175,7 @@ impl Source {
     /// A record was received whole. It is answered by [`Effect::Answer`].
     pub fn handle_record(&mut self, entry: Entry) {
         self.queued_bytes += entry.record.payload_bytes();
+        self.queued_flushes += usize::from(entry.record.kind == Kind::Flush);
         self.queue.push_back(entry);
     }
 

@@ -71,7 +71,6 @@ struct Engine {
     /// Whether the promote was handed to the core, once the connection was over.
     promote_begun: bool,
     promoted: Option<Mark>,
-    file_syncs: u32,
     commands: Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
     stopping: bool,
@@ -135,10 +134,7 @@ impl Engine {
             }
             Token::FileSync => {
                 outcome.map_err(|cause| failed("a journal file's sync", &self.files[0], cause))?;
-                self.file_syncs -= 1;
-                if self.file_syncs == 0 {
-                    self.core.handle_files_synced(&mut self.effects);
-                }
+                self.core.handle_file_synced(&mut self.effects);
             }
             Token::Erase => {
                 outcome.map_err(|cause| failed("a journal file's write", &self.files[0], cause))?;
@@ -205,12 +201,7 @@ impl Engine {
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::Report(report) => self.report(report),
-            Effect::SyncFiles => {
-                self.file_syncs = 2;
-                for file in &self.files {
-                    self.ring.sync(Token::FileSync, file.fd());
-                }
-            }
+            Effect::SyncFile(half) => self.ring.sync(Token::FileSync, self.files[half].fd()),
             Effect::WriteState(block, offset) => {
                 let place = receive::state_place(self.core.superblock().half_bytes);
                 // SAFETY: this block of the mapping is only used for the state, of which one is under way at most.

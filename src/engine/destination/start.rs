@@ -192,7 +192,6 @@ fn prepare(
         promote: None,
         promote_begun: false,
         promoted: None,
-        file_syncs: 0,
         commands,
         wake,
         stopping: false,
