@@ -135,8 +135,9 @@ impl Source {
                 }
                 continue;
             }
-            // The destination may apply only what can't vanish from our own journal any more.
-            if half.state < State::Flushing {
+            // The destination may apply only what can't vanish from our own journal any more. And it must hold all of
+            // it: a committed fill is sent again, in part or whole, to a destination that lost it since.
+            if half.state < State::Flushing || self.acked < half.last.seq {
                 return None;
             }
             (*fill, *index) = (fill.next(), 0);
