@@ -239,8 +239,12 @@ impl Destination {
     }
 
     pub(super) fn sync_if_due(&mut self, effects: &mut Vec<Effect>) {
-        let sealed = |half: &Half| half.state == State::Sealed && half.volatile && half.stored == half.received;
-        if self.syncing.is_none() && (!self.unsynced.is_empty() || self.halves.iter().any(sealed)) {
+        // While no source is connected, everything is made stable: the next welcome names it as held.
+        let due = |half: &Half| {
+            let complete = half.state == State::Sealed && half.stored == half.received;
+            half.volatile && (complete || !self.connected)
+        };
+        if self.syncing.is_none() && (!self.unsynced.is_empty() || self.halves.iter().any(due)) {
             self.syncing = Some(self.stored.seq);
             effects.push(Effect::SyncFiles);
         }

@@ -63,6 +63,7 @@ impl Source {
             self.whole_from = None;
             for half in &mut self.halves {
                 half.whole = false;
+                half.applied = false;
                 half.copied.fill(0);
             }
             let clean = self.superblock.clean;
