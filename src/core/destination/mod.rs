@@ -290,9 +290,10 @@ impl Destination {
         self.superblock.whole
     }
 
-    /// Whether no journal write is under way.
+    /// Whether nothing is under way, and all that is stored is on stable storage: a welcome acknowledges it.
     fn idle(&self) -> bool {
-        self.writing.is_empty() && !self.state_writing
+        let stable = self.syncing.is_none() && self.unsynced.is_empty() && !self.halves.iter().any(|half| half.volatile);
+        self.writing.is_empty() && !self.state_writing && stable
     }
 
     /// The durable facts as they will be next.
