@@ -143,8 +143,12 @@ fn prepare(
     commands: crossbeam_channel::Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
 ) -> anyhow::Result<Engine> {
-    let Folder { path, state, superblock } = folder;
+    let Folder { path, state, mut superblock } = folder;
     super::receive::check_images(&superblock, &images).map_err(|reason| anyhow::anyhow!(reason))?;
+    // What a killed run had under way can be read, but a power cut may still take it away: nothing may build on it
+    // before it is stable.
+    superblock.generation += 1;
+    state.store_block(&superblock.encode(), superblock.copy_offset())?;
     let half_bytes = superblock.half_bytes;
     let bytes = memory_bytes(half_bytes);
     let memory =
