@@ -46,16 +46,21 @@ fn records(header: &Header, block: &Block) -> Vec<(Record, Place)> {
 
 impl DestinationNode {
     /// Starts as the engine does; damage fails the run.
-    pub fn start(disks: Vec<Disk>, known: &Superblocks) -> DestinationNode {
-        let superblock = newest(&disks[SUPERBLOCKS], known);
-        let memory = [disks[0].bytes().to_vec(), disks[1].bytes().to_vec()];
+    pub fn start(disks: Vec<Disk>, known: &mut Superblocks) -> DestinationNode {
+        let mut io = Io::new(disks);
+        let mut superblock = newest(&io.disks[SUPERBLOCKS], known);
+        // What a killed run had under way may be seen, but isn't stable before this.
+        superblock.generation += 1;
+        io.sync_now(SUPERBLOCKS);
+        io.write_now(SUPERBLOCKS, superblock.copy_offset(), &remember(known, &superblock)[..]);
+        let memory = [io.disks[0].bytes().to_vec(), io.disks[1].bytes().to_vec()];
         let recovered = recovery::recover([&memory[0], &memory[1]], superblock.source, superblock.clean);
         let recovered = recovered.unwrap_or_else(|damage| panic!("the destination's journal files: {damage}"));
         let core = Destination::recover(superblock, recovered, |found| {
             let half = &memory[found.header.fill.half()];
             records(&found.header, block_at(half, found.header.position).unwrap())
         });
-        DestinationNode { core, io: Io::new(disks), memory, effects: Vec::new(), promoted: None }
+        DestinationNode { core, io, memory, effects: Vec::new(), promoted: None }
     }
 
     pub fn crash(self, how: Crash, rng: &mut Rng) -> Vec<Disk> {
@@ -85,6 +90,7 @@ impl DestinationNode {
                 Err(_) => link.to_destination.push_front(Message::Hello(hello)),
                 Ok(welcome) => {
                     let verdict = welcome.verdict;
+                    link.taken = true;
                     link.send_to_source(Message::Welcome(Box::new(welcome)));
                     match verdict {
                         Verdict::Welcome => self.core.handle_connected(),

@@ -22,6 +22,8 @@ pub struct Link {
     pub to_source: VecDeque<Message>,
     /// Whether the source believes that there is a connection.
     pub source_up: bool,
+    /// Whether the destination has taken this connection; until then what it says goes to the one before.
+    pub taken: bool,
     broken: bool,
 }
 
@@ -39,7 +41,7 @@ impl Link {
     }
 
     pub fn send_to_source(&mut self, message: Message) {
-        if !self.broken {
+        if !self.broken && self.taken {
             self.to_source.push_back(message);
         }
     }

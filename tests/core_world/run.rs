@@ -175,7 +175,7 @@ impl World {
     /// What if the destination crashed now, and were promoted?
     fn ghost_promote(&mut self, how: Crash) {
         let disks = self.destination.as_ref().unwrap().io.clone().crash(how, &mut self.rng);
-        let mut ghost = DestinationNode::start(disks, &self.known);
+        let mut ghost = DestinationNode::start(disks, &mut self.known);
         if ghost.core.promotable() {
             self.promotes += 1;
             let mut nowhere = Link::default();

@@ -125,6 +125,7 @@ impl SourceNode {
         superblock.incarnation += 1;
         superblock.generation += 1;
         // The journal is one file, so this sync covers what was recovered too.
+        io.sync_now(SUPERBLOCKS);
         io.write_now(SUPERBLOCKS, superblock.copy_offset(), &remember(known, &superblock)[..]);
         (0..2).for_each(|half| io.sync_now(half));
         history.check_promises(recovered.end.digest, after == Crash::Power, "the source");

@@ -168,7 +168,7 @@ impl World {
         let junk = if self.rng.chance(500) { 0 } else { 0xee };
         let images = superblock.volumes.iter().map(|volume| vec![junk; volume.size_bytes as usize]).collect();
         let disks = blank(&superblock, &mut self.known, images);
-        self.destination = Some(DestinationNode::start(disks, &self.known));
+        self.destination = Some(DestinationNode::start(disks, &mut self.known));
     }
 
     pub fn crash_source(&mut self, how: Crash) {
@@ -186,7 +186,7 @@ impl World {
         let disks = self.destination.take().unwrap().crash(how, &mut self.rng);
         self.link.destination_died(&mut self.rng);
         self.destination_power |= how == Crash::Power;
-        let mut destination = DestinationNode::start(disks, &self.known);
+        let mut destination = DestinationNode::start(disks, &mut self.known);
         destination.turn(&mut self.link, &mut self.known);
         self.destination = Some(destination);
         self.note("destination started");
