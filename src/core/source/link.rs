@@ -115,6 +115,12 @@ impl Source {
     /// What to send next, in order.
     pub fn next_to_send(&mut self) -> Option<Send> {
         let Link::Up { first, resumed, fill, index } = &mut self.link else { return None };
+        // The destination forgets that it is new once frames are stored: that its copy starts over must be durable here.
+        if matches!(first, Some(Signal::Resume { from_scratch: true, .. }))
+            && (self.superblock_dirty || self.superblock_writing)
+        {
+            return None;
+        }
         if let Some(signal) = first.take() {
             return Some(Send::Block(signal.encode()));
         }
