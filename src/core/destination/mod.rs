@@ -270,7 +270,7 @@ impl Destination {
             whole: ours.whole,
             fresh: self.fresh(),
             applied: ours.clean,
-            boundaries: self.boundaries.iter().map(|(mark, _)| *mark).collect(),
+            boundaries: self.named(),
             reason: String::new(),
         })
     }
@@ -288,6 +288,19 @@ impl Destination {
     /// Whether a promote would give a consistent image.
     pub fn promotable(&self) -> bool {
         self.superblock.whole
+    }
+
+    /// The boundaries that a welcome names, oldest first: the last ones, and the ends of what is complete. A source that
+    /// lost unsynced frames in a power cut may be further back than the last ones reach, but never behind those ends.
+    fn named(&self) -> Vec<Mark> {
+        let recent = self.boundaries.len().saturating_sub(MAX_BOUNDARIES - 3);
+        let recent: Vec<Mark> = self.boundaries.iter().skip(recent).map(|(mark, _)| *mark).collect();
+        let halves = self.halves.iter().filter(|half| half.state != State::Clean && half.stored > 0);
+        let mut named: Vec<Mark> = std::iter::once(self.superblock.clean).chain(halves.map(|half| half.last)).collect();
+        named.retain(|mark| recent.first().is_none_or(|oldest| mark.seq < oldest.seq));
+        named.sort_by_key(|mark| mark.seq);
+        named.extend(recent);
+        named
     }
 
     /// Whether nothing is under way, and all that is stored is on stable storage: a welcome acknowledges it.

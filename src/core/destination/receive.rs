@@ -73,7 +73,7 @@ impl Destination {
 
     /// Drops what the source doesn't have: it was never answered.
     fn drop_after(&mut self, common: Mark, rescan: &mut dyn FnMut(Mark, Mark) -> Vec<Rescanned>) -> Result<(), String> {
-        let known = self.boundaries.iter().any(|(mark, _)| *mark == common);
+        let known = self.named().contains(&common);
         if !known {
             return Err(format!("the source resumes at {common}, which isn't stored here"));
         }
