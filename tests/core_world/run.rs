@@ -259,7 +259,11 @@ impl World {
                 break;
             }
             if step >= PATIENCE {
-                eprintln!("source: {:?} waiting {}", source.core.halves().each_ref().map(|h| (h.fill, h.state, h.applied)), source.core.waiting());
+                eprintln!(
+                    "source: {:?} waiting {}",
+                    source.core.halves().each_ref().map(|h| (h.fill, h.state, h.applied)),
+                    source.core.waiting()
+                );
                 panic!("no end after {step} steps");
             }
             self.step(false);

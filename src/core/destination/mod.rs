@@ -305,7 +305,8 @@ impl Destination {
 
     /// Whether nothing is under way, and all that is stored is on stable storage: a welcome acknowledges it.
     fn idle(&self) -> bool {
-        let stable = self.syncing.is_none() && self.unsynced.is_empty() && !self.halves.iter().any(|half| half.volatile);
+        let stable =
+            self.syncing.is_none() && self.unsynced.is_empty() && !self.halves.iter().any(|half| half.volatile);
         self.writing.is_empty() && !self.state_writing && stable
     }
 
