@@ -62,12 +62,19 @@ pub async fn keep(
         match connect(&address, &commands).await {
             Ok(()) => {
                 // The engine takes the connection over; it says so, or why not, by the link's state.
-                let took = timeout(CONNECT_LIMIT, link.wait_for(|state| *state == LinkState::Up)).await;
-                if matches!(took, Ok(Ok(_))) {
-                    tracing::info!("connected to the destination at {address}");
-                    reason.set(&address, String::new());
-                    pause = PAUSE.0;
+                if !matches!(timeout(CONNECT_LIMIT, link.changed()).await, Ok(Ok(()))) {
                     continue;
+                }
+                match &*link.borrow() {
+                    LinkState::Up => {
+                        tracing::info!("connected to the destination at {address}");
+                        reason.set(&address, String::new());
+                        pause = PAUSE.0;
+                        continue;
+                    }
+                    LinkState::Fenced(_) => return,
+                    // It was over at once, for this reason.
+                    LinkState::Down(why) => reason.set(&address, why.clone()),
                 }
             }
             Err(error) => reason.set(&address, format!("{error:#}")),

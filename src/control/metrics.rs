@@ -4,6 +4,7 @@
 //! disagree. The text is OpenMetrics, which prometheus-client encodes.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -29,8 +30,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
-/// Gives the metrics' text; called once a request, must not block.
-pub type Render = dyn Fn() -> String + Send + Sync;
+/// Gives the metrics' text; called once a request.
+pub type Render = dyn Fn() -> Rendering + Send + Sync;
+/// The metrics' text to come.
+pub type Rendering = Pin<Box<dyn Future<Output = String> + Send>>;
 
 /// Serves `GET /metrics` until the future is dropped.
 pub async fn serve(listener: TcpListener, render: Arc<Render>) {
@@ -65,7 +68,7 @@ async fn exchange(mut stream: TcpStream, render: &Render) -> io::Result<()> {
     let mut head = Vec::with_capacity(1024);
     let (status, content_type, body) = loop {
         if head.windows(4).any(|end| end == b"\r\n\r\n") {
-            break answer(&head, render);
+            break answer(&head, render).await;
         }
         if head.len() >= MAX_HEAD_BYTES {
             let body = "the request's head is too large\n".into();
@@ -86,7 +89,7 @@ async fn exchange(mut stream: TcpStream, render: &Render) -> io::Result<()> {
 }
 
 /// Status line, content type and body that answer a request's head.
-fn answer(head: &[u8], render: &Render) -> (&'static str, &'static str, String) {
+async fn answer(head: &[u8], render: &Render) -> (&'static str, &'static str, String) {
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
     let words: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
     let (method, target) = match words[..] {
@@ -97,7 +100,7 @@ fn answer(head: &[u8], render: &Render) -> (&'static str, &'static str, String) 
     };
     let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
     match (method, path) {
-        (b"GET", b"/metrics") => ("200 OK", OPEN_METRICS, render()),
+        (b"GET", b"/metrics") => ("200 OK", OPEN_METRICS, render().await),
         (_, b"/metrics") => ("405 Method Not Allowed", PLAIN_TEXT, "only GET\n".into()),
         _ => ("404 Not Found", PLAIN_TEXT, "only /metrics is here\n".into()),
     }
@@ -250,7 +253,8 @@ mod tests {
     async fn request(bytes: &[u8]) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("has an address");
-        let server = tokio::spawn(serve(listener, Arc::new(|| "the metrics".to_owned())));
+        let server =
+            tokio::spawn(serve(listener, Arc::new(|| Box::pin(async { "the metrics".to_owned() }) as Rendering)));
         let mut stream = TcpStream::connect(address).await.expect("connects");
         stream.write_all(bytes).await.expect("writes");
         let mut reply = Vec::new();

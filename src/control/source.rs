@@ -4,7 +4,8 @@ use super::admin::{self, Answer, Handler, Request};
 use super::config::{Durability as Configured, OnDisconnect, SourceConfig};
 use super::exports::{self, Exports, Served};
 use super::link::{self, Reason};
-use super::{listen, metrics, notify, signals, status};
+use super::signals::Signals;
+use super::{listen, metrics, notify, status};
 use crate::core::Durability;
 use crate::engine::command::{Commands, LinkState, SourceCommand, SourceStatus};
 use crate::engine::disk::Disk;
@@ -21,6 +22,7 @@ use tokio::sync::oneshot;
 /// # Errors
 /// Whatever keeps it from starting, and a disk that fails while it runs.
 pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
+    let mut signals = Signals::catch()?;
     if config.on_disconnect != OnDisconnect::Stall {
         tracing::warn!(
             "on_disconnect = \"{}\" isn't done by this version: while the destination is away, writes wait",
@@ -48,7 +50,7 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
         init,
     };
     let engine::Handle { commands, link, mut ended } = tokio::task::spawn_blocking(|| engine::spawn(plan)).await??;
-    let outcome = serve(&config, shapes, commands.clone(), link, &mut ended).await;
+    let outcome = serve(&config, shapes, commands.clone(), link, &mut ended, &mut signals).await;
     notify::stopping();
     // An engine that has ended already doesn't take the command, and doesn't need it.
     let _ = commands.send(SourceCommand::Stop);
@@ -66,6 +68,7 @@ async fn serve(
     commands: Commands<SourceCommand>,
     mut link: tokio::sync::watch::Receiver<LinkState>,
     ended: &mut oneshot::Receiver<Result<(), engine::EngineError>>,
+    signals: &mut Signals,
 ) -> anyhow::Result<()> {
     let exports = Exports::default();
     for (index, (volume, shape)) in config.volumes.iter().zip(shapes).enumerate() {
@@ -84,7 +87,7 @@ async fn serve(
     tasks.spawn(admin::serve(admin::bind(&config.admin.socket)?, daemon.clone()));
     if let Some(config) = &config.metrics {
         let listener = listen::bind_tcp(&config.listen).await?;
-        tasks.spawn(metrics::serve(listener, status::Cached::keep(daemon.clone()).renderer("source")));
+        tasks.spawn(metrics::serve(listener, status::renderer("source", daemon.clone())));
     }
     if let Some(destination) = &config.destination {
         tasks.spawn(link::keep(destination.address.clone(), commands, link.clone(), reason));
@@ -99,7 +102,7 @@ async fn serve(
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        signal = signals::stop() => { tracing::info!("stopping: {}", signal?); Ok(()) }
+        signal = signals.stop() => { tracing::info!("stopping: {signal}"); Ok(()) }
         outcome = ended => outcome.context("the engine's thread ended")?.map_err(Into::into),
         () = fenced => Ok(()),
     }

@@ -4,11 +4,7 @@ use super::admin::{Handler, Request};
 use super::metrics::{self, Render};
 use crate::engine::command::HalfStatus;
 use serde_json::{Value, json};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
-/// How often the status behind the metrics is renewed.
-const RENEWAL: Duration = Duration::from_secs(1);
+use std::sync::Arc;
 
 /// The halves as in status.
 pub(super) fn halves(halves: &[HalfStatus]) -> Vec<Value> {
@@ -21,28 +17,14 @@ pub(super) fn halves(halves: &[HalfStatus]) -> Vec<Value> {
     halves.iter().map(half).collect()
 }
 
-/// The last status, for the metrics: whoever scrapes never waits for an engine.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Cached(Arc<Mutex<Value>>);
-
-impl Cached {
-    /// Renews it for good, in a task of its own.
-    pub(super) fn keep(handler: Arc<dyn Handler>) -> Cached {
-        let cached = Cached::default();
-        let copy = cached.clone();
-        tokio::spawn(async move {
-            loop {
-                if let Ok(status) = handler.handle(Request::Status).await {
-                    *copy.0.lock().unwrap_or_else(PoisonError::into_inner) = status;
-                }
-                tokio::time::sleep(RENEWAL).await;
-            }
-        });
-        cached
-    }
-
-    /// Renders it as metrics.
-    pub(super) fn renderer(self, role: &'static str) -> Arc<Render> {
-        Arc::new(move || metrics::render(role, &self.0.lock().unwrap_or_else(PoisonError::into_inner)))
-    }
+/// Renders a daemon's status as metrics, asked for anew by each scrape.
+pub(super) fn renderer(role: &'static str, handler: Arc<dyn Handler>) -> Arc<Render> {
+    Arc::new(move || {
+        let handler = handler.clone();
+        Box::pin(async move {
+            // A daemon between two states has no numbers; a scrape without them says so.
+            let status = handler.handle(Request::Status).await.unwrap_or_default();
+            metrics::render(role, &status)
+        })
+    })
 }

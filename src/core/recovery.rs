@@ -85,16 +85,6 @@ pub fn recover(halves: [&[u8]; 2], source: Id, clean: Mark) -> Result<Recovered,
     let mut found = Recovered { end: clean, ..Recovered::default() };
     let (first, second) = (clean.fill.next(), clean.fill.next().next());
     let mut broken = chain(halves, source, first, &mut found.end, &mut found.first);
-    // A source that restarted may have ended this fill before frames that its destination had already. The next fill
-    // follows the true end; what lies behind that is void.
-    let next = halves[second.half()];
-    if let Some(header) = block_at(next, 0).and_then(|block| Header::parse(block).ok())
-        && let Some(end) = found.first.iter().position(|frame| frame.mark.digest == header.previous)
-        && frame_at(next, source, second, 0, found.first[end].mark).is_ok()
-    {
-        found.end = found.first[end].mark;
-        found.first.truncate(end + 1);
-    }
     if !found.first.is_empty() {
         let in_first = broken;
         broken = chain(halves, source, second, &mut found.end, &mut found.second);
@@ -245,20 +235,6 @@ mod tests {
         let damage = journal.recover().unwrap_err();
         assert_eq!((damage.fill, damage.position, damage.committed, damage.held), (Fill(5), 8192, Seq(12), Seq(11)));
         assert!(damage.reason.contains("payload of record 12"), "{damage}");
-    }
-
-    /// The destination held a frame that the source lost in a crash. The source ended the fill before it; the
-    /// destination dropped it, went on with the next fill, and crashed: the frame is whole and in its place, but void.
-    #[test]
-    fn a_fill_ends_where_the_next_one_follows() {
-        let mut journal = Journal::new();
-        journal.frame(5, 1, 10, 1);
-        let end = journal.end;
-        journal.frame(5, 1, 10, 2);
-        journal.end = end;
-        journal.frame(6, 2, 10, 3);
-        let found = journal.recover().unwrap();
-        assert_eq!((found.first.len(), found.second.len(), found.end), (1, 1, journal.end));
     }
 
     #[test]

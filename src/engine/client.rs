@@ -13,6 +13,8 @@ use std::os::fd::OwnedFd;
 pub const HEADS_BYTES: usize = 16 << 10;
 /// Bytes of the mapping that one client uses.
 pub const CLIENT_BYTES: usize = CLIENT_BUFFER_BYTES + HEADS_BYTES;
+/// Replies that may wait for a client before its requests do.
+const MAX_REPLIES: usize = 1024;
 /// Pieces that one send may gather.
 const MAX_SEND_PIECES: usize = 300;
 
@@ -121,6 +123,8 @@ pub struct Client {
     pub dead: bool,
     /// Requests under way.
     pub requests: usize,
+    /// Bytes of memory that its reads hold.
+    pub read_bytes: usize,
     replies: VecDeque<Reply>,
     /// Reads whose memory is being sent.
     pub sent: Vec<Ticket>,
@@ -143,6 +147,7 @@ impl Client {
             leaving: false,
             dead: false,
             requests: 0,
+            read_bytes: 0,
             replies: VecDeque::new(),
             sent: Vec::new(),
         }
@@ -198,6 +203,11 @@ impl Client {
     /// Queues a reply made elsewhere.
     pub fn reply_long(&mut self, bytes: Vec<u8>) {
         self.replies.push_back(Reply { head: Head::Long(bytes), data: None });
+    }
+
+    /// Whether so many replies wait that no further request should be taken: this client doesn't read.
+    pub fn is_clogged(&self) -> bool {
+        self.replies.len() >= MAX_REPLIES
     }
 
     /// Whether replies wait.

@@ -2,9 +2,7 @@
 //! that a start needs.
 
 use super::memory::Memory;
-use super::ring::Ring;
 use crate::core::Place;
-use crate::core::index::{Action, Run};
 use crate::format::block::Block;
 use crate::limits::BLOCK_BYTES;
 use nix::fcntl::{Flock, FlockArg};
@@ -15,6 +13,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// What went wrong with a file or device: what it is for, where it is, the cause, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +36,10 @@ pub struct Disk {
     pub block_bytes: u32,
     /// Whether it is a block device.
     pub is_device: bool,
-    can_punch: bool,
+    /// Whether a range can be deallocated.
+    pub can_punch: bool,
+    /// Whether a range can be zeroed without writing it; found out by trying.
+    pub can_zero: bool,
 }
 
 impl Disk {
@@ -61,15 +63,20 @@ impl Disk {
         let exclusive = if is_device { libc::O_EXCL } else { 0 };
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_DIRECT | exclusive | libc::O_CLOEXEC);
-        let file = options.open(path).map_err(|error| match error.raw_os_error() {
-            Some(libc::EBUSY) => fail("the device is in use: mounted, or held by another program".into()),
-            Some(libc::EINVAL) => fail("this file system doesn't support O_DIRECT; put it on another one".into()),
-            _ => fail(error.to_string()),
-        })?;
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-            nix::Error::EWOULDBLOCK => fail("is in use by another daemon (its lock is held)".into()),
-            other => fail(other.to_string()),
-        })?;
+        let patience = Instant::now() + LOCK_PATIENCE;
+        let file = loop {
+            match lock(&options, path) {
+                Ok(file) => break file,
+                Err(Busy::Locked) if Instant::now() < patience => std::thread::sleep(Duration::from_millis(20)),
+                Err(Busy::Locked) => {
+                    return Err(fail("is in use by another daemon or program (its lock is held)".into()));
+                }
+                Err(Busy::Other(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    return Err(fail("this file system doesn't support O_DIRECT; put it on another one".into()));
+                }
+                Err(Busy::Other(error)) => return Err(fail(error.to_string())),
+            }
+        };
         let mut disk = Disk {
             file,
             path: path.to_owned(),
@@ -78,6 +85,7 @@ impl Disk {
             block_bytes: 512,
             is_device,
             can_punch: true,
+            can_zero: true,
         };
         disk.measure().map_err(|error| disk.error(&error))?;
         Ok(disk)
@@ -195,6 +203,11 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes everything written so far stable.
+    pub fn sync(&self) -> Result<(), DiskError> {
+        self.file.sync_data().map_err(|error| self.error(&format!("can't be synced: {error}")))
+    }
+
     /// Writes one block, durably.
     pub fn store_block(&self, block: &Block, offset: u64) -> Result<(), DiskError> {
         let memory = Memory::map(BLOCK_BYTES).map_err(|error| self.error(&error))?;
@@ -238,15 +251,24 @@ impl Disk {
     }
 }
 
-/// Starts one device write, zeroing or discard of a flush or an apply.
-pub fn start_flush<T: Copy>(ring: &mut Ring<T>, token: T, disk: &Disk, run: &Run, pieces: &[(Place, u64)]) {
-    match run.action {
-        Action::Write => ring.write(token, disk.fd(), run.offset, pieces, false),
-        Action::Zero { no_hole } => {
-            let mode = if no_hole || !disk.can_punch { libc::FALLOC_FL_ZERO_RANGE } else { libc::FALLOC_FL_PUNCH_HOLE };
-            ring.allocate(token, disk.fd(), mode | libc::FALLOC_FL_KEEP_SIZE, run.offset, run.length);
-        }
-    }
+/// How long a lock is waited for: the writes of a daemon that was killed hold its files open until they are complete,
+/// and nobody may read a journal before.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+enum Busy {
+    Locked,
+    Other(io::Error),
+}
+
+fn lock(options: &OpenOptions, path: &Path) -> Result<Flock<File>, Busy> {
+    let file = options.open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => Busy::Locked,
+        _ => Busy::Other(error),
+    })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        nix::Error::EWOULDBLOCK => Busy::Locked,
+        other => Busy::Other(other.into()),
+    })
 }
 
 /// A part of a file, in bytes.

@@ -6,6 +6,7 @@
 //! - `memory`: the memory that the kernel reads and writes, and how it is handed out.
 //! - `ring`: operations that own their memory until they are complete.
 //! - `disk`: opening, locking and preallocating files and devices.
+//! - `zeroing`: ranges become zeros, by whatever way the device has.
 //! - `client`, `request`: NBD connections and what they ask for.
 //! - `source`, `destination`: the two drivers of the core.
 
@@ -17,3 +18,4 @@ pub mod memory;
 mod request;
 pub mod ring;
 pub mod source;
+mod zeroing;

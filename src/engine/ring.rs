@@ -24,6 +24,41 @@ pub struct RingError {
     remedy: &'static str,
 }
 
+/// Says whether io_uring can be used at all, before anything depends on it.
+pub fn probe() -> Result<(), RingError> {
+    build(1).map(drop)
+}
+
+fn build(entries: u32) -> Result<IoUring, RingError> {
+    let build = |modern: bool| {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(entries * 4).dontfork();
+        if modern {
+            builder.setup_single_issuer().setup_defer_taskrun();
+        }
+        builder.build(entries)
+    };
+    let uring = match build(true) {
+        // Before Linux 6.1.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => build(false),
+        other => other,
+    };
+    uring.map_err(|cause| {
+        let remedy = match cause.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => {
+                "It is switched off for this process: set kernel.io_uring_disabled to 0 with sysctl, or allow \
+                 io_uring_setup in the container's seccomp profile"
+            }
+            Some(libc::ENOSYS) => {
+                "This kernel has none, or a sandbox hides it: use Linux 5.15 or later with CONFIG_IO_URING"
+            }
+            Some(libc::ENOMEM) => "Too little memory may be locked: raise the limit (ulimit -l, LimitMEMLOCK=)",
+            _ => "See io_uring_setup(2)",
+        };
+        RingError { cause, remedy }
+    })
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Receive,
@@ -60,30 +95,7 @@ pub struct Ring<T> {
 impl<T: Copy> Ring<T> {
     /// Makes a ring for the calling thread, which must be the one that uses it.
     pub fn new(memory: Arc<Memory>) -> Result<Ring<T>, RingError> {
-        let build = |modern: bool| {
-            let mut builder = IoUring::builder();
-            builder.setup_cqsize(ENTRIES * 4).dontfork();
-            if modern {
-                builder.setup_single_issuer().setup_defer_taskrun();
-            }
-            builder.build(ENTRIES)
-        };
-        let uring = match build(true) {
-            // Before Linux 6.1.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => build(false),
-            other => other,
-        };
-        let uring = uring.map_err(|cause| {
-            let remedy = match cause.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => {
-                    "It is switched off for this process: set kernel.io_uring_disabled to 0 with sysctl, or allow io_uring_setup in the container's seccomp profile"
-                }
-                Some(libc::ENOSYS) => "This kernel has none, or a sandbox hides it: use Linux 5.15 or later with CONFIG_IO_URING",
-                Some(libc::ENOMEM) => "Too little memory may be locked: raise the limit (ulimit -l, LimitMEMLOCK=)",
-                _ => "See io_uring_setup(2)",
-            };
-            RingError { cause, remedy }
-        })?;
+        let uring = build(ENTRIES)?;
         Ok(Ring { uring, memory, slots: Vec::new(), free: Vec::new(), backlog: VecDeque::new(), under_way: 0 })
     }
 
@@ -217,8 +229,14 @@ impl<T: Copy> Ring<T> {
     pub fn wait(&mut self, timeout: Option<Duration>, finished: &mut Vec<(T, io::Result<usize>)>) -> io::Result<()> {
         self.fill_queue();
         while !self.backlog.is_empty() {
-            self.uring.submit()?;
-            self.fill_queue();
+            match self.uring.submit() {
+                Err(error) if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
+                    return Err(error);
+                }
+                // Completions must be taken before more fits.
+                Err(_) => break,
+                Ok(_) => self.fill_queue(),
+            }
         }
         let entered = match timeout {
             None => self.uring.submit_and_wait(1),
@@ -228,7 +246,9 @@ impl<T: Copy> Ring<T> {
             }
         };
         match entered {
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {
+            Err(error)
+                if !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
+            {
                 return Err(error);
             }
             _ => {}
@@ -285,9 +305,9 @@ impl<T: Copy> Ring<T> {
 
 impl<T> Drop for Ring<T> {
     fn drop(&mut self) {
-        // The engine drains the ring before it ends. Should it not have, the kernel may still use the memory: keep it
-        // for good rather than unmap it.
-        if self.under_way > 0 {
+        // The engine drains the ring before it ends, but for its wake-up. While the kernel may still use the memory it
+        // is kept for good rather than freed.
+        if self.slots.iter().any(|slot| slot.token.is_some()) {
             std::mem::forget(self.memory.clone());
             std::mem::forget(std::mem::take(&mut self.slots));
         }

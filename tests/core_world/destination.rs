@@ -22,6 +22,7 @@ pub enum Op {
     State,
     Apply,
     ImageSync(u16),
+    Erase,
 }
 
 pub struct DestinationNode {
@@ -51,7 +52,7 @@ impl DestinationNode {
         let mut superblock = newest(&io.disks[SUPERBLOCKS], known);
         // What a killed run had under way may be seen, but isn't stable before this.
         superblock.generation += 1;
-        io.sync_now(SUPERBLOCKS);
+        (0..=SUPERBLOCKS).for_each(|disk| io.sync_now(disk));
         io.write_now(SUPERBLOCKS, superblock.copy_offset(), &remember(known, &superblock)[..]);
         let memory = [io.disks[0].bytes().to_vec(), io.disks[1].bytes().to_vec()];
         let recovered = recovery::recover([&memory[0], &memory[1]], superblock.source, superblock.clean);
@@ -76,6 +77,7 @@ impl DestinationNode {
             Op::State => self.core.handle_state_written(&mut self.effects),
             Op::Apply => self.core.handle_applied(),
             Op::ImageSync(volume) => self.core.handle_image_synced(volume),
+            Op::Erase => self.core.handle_erased(),
         }
         true
     }
@@ -158,6 +160,9 @@ impl DestinationNode {
                         let decoded = decode(&block, self.core.superblock());
                         assert_eq!(*remember(known, &decoded), *block);
                         self.io.write(Op::State, SUPERBLOCKS, offset, block.to_vec(), true);
+                    }
+                    Effect::Erase(half, position) => {
+                        self.io.write(Op::Erase, half, position, vec![0; BLOCK_BYTES], true);
                     }
                     Effect::SyncImage(volume) => {
                         self.io.sync(Op::ImageSync(volume), std::iter::once(VOLUMES + usize::from(volume)));

@@ -182,12 +182,23 @@ impl Mirror {
                     bail!(reason);
                 }
                 Ok(()) => {
-                    tracing::info!(
-                        "source {} connects from {address} for the first time; making its journal files",
-                        self.name
-                    );
-                    let images = std::mem::take(images);
-                    *state = self.clone().first_contact(&hello, images).await;
+                    match self.make_folder(&hello).await {
+                        Ok(folder) => {
+                            tracing::info!("source {} connected from {address} for the first time", self.name);
+                            let images = std::mem::take(images);
+                            *state = match self.clone().receive(folder, images).await {
+                                Ok(commands) => State::Receiving(commands),
+                                Err(error) => self.failed(&format!("{error:#}")),
+                            };
+                        }
+                        // Nothing is lost: the source comes back, and there may be room then.
+                        Err(error) => {
+                            drop(state);
+                            let welcome = Welcome::refuse(Verdict::Refused, Epoch(0), format!("{error:#}"));
+                            handshake::answer(&mut stream, &welcome).await?;
+                            return Err(error);
+                        }
+                    }
                 }
             }
         }
@@ -212,18 +223,9 @@ impl Mirror {
         bail!(welcome.reason)
     }
 
-    /// Makes the journal files; the images are the engine's from then on.
-    async fn first_contact(self: Arc<Mirror>, hello: &Superblock, images: Vec<Image>) -> State {
+    async fn make_folder(&self, hello: &Superblock) -> anyhow::Result<Folder> {
         let (path, hello) = (self.folder.clone(), hello.clone());
-        let made = tokio::task::spawn_blocking(move || Folder::create(&path, &hello)).await;
-        let started = async {
-            let folder = made??;
-            self.clone().receive(folder, images).await
-        };
-        match started.await {
-            Ok(commands) => State::Receiving(commands),
-            Err(error) => self.failed(&format!("{error:#}")),
-        }
+        tokio::task::spawn_blocking(move || Folder::create(&path, &hello)).await?
     }
 
     /// Promotes, and answers when the images are served.

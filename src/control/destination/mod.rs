@@ -6,13 +6,14 @@ mod mirror;
 use super::admin::{self, Answer, Handler, Request};
 use super::config::DestinationConfig;
 use super::exports::{self, Exports};
-use super::{handshake, listen, metrics, notify, signals, status};
+use super::signals::Signals;
+use super::{handshake, listen, metrics, notify, status};
 use crate::format::ids::Epoch;
 use crate::format::wire::{Verdict, Welcome};
 use anyhow::{Context as _, bail};
 use mirror::Mirror;
 use serde_json::json;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -22,6 +23,9 @@ use tokio::net::{TcpListener, TcpStream};
 /// Whatever keeps it from starting. A single source that fails while it runs is reported in its status and doesn't
 /// stop the others.
 pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
+    let mut signals = Signals::catch()?;
+    // The engines start at the first contact; that would be late to learn that none can.
+    crate::engine::ring::probe()?;
     std::fs::create_dir_all(&config.journal_dir)
         .with_context(|| format!("journal_dir {} can't be made", config.journal_dir.display()))?;
     let exports = Exports::default();
@@ -29,7 +33,7 @@ pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
     for source in &config.sources {
         mirrors.push(Mirror::start(source, &config.journal_dir, exports.clone(), init).await?);
     }
-    let daemon = Arc::new(Daemon { mirrors });
+    let daemon = Arc::new(Daemon { mirrors, complaint: Mutex::default() });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(accept(listen::bind_tcp(&config.listen).await?, daemon.clone()));
     for address in config.nbd.iter().flat_map(|nbd| &nbd.listen) {
@@ -38,11 +42,11 @@ pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
     tasks.spawn(admin::serve(admin::bind(&config.admin.socket)?, daemon.clone()));
     if let Some(config) = &config.metrics {
         let listener = listen::bind_tcp(&config.listen).await?;
-        tasks.spawn(metrics::serve(listener, status::Cached::keep(daemon.clone()).renderer("destination")));
+        tasks.spawn(metrics::serve(listener, status::renderer("destination", daemon.clone())));
     }
     notify::ready();
     tracing::info!("destination for {} sources listens on {}", config.sources.len(), config.listen);
-    let signal = signals::stop().await?;
+    let signal = signals.stop().await;
     tracing::info!("stopping: {signal}");
     notify::stopping();
     for mirror in &daemon.mirrors {
@@ -59,7 +63,7 @@ async fn accept(listener: TcpListener, daemon: Arc<Daemon>) {
                 let (daemon, address) = (daemon.clone(), peer.to_string());
                 tokio::spawn(async move {
                     if let Err(error) = daemon.meet(stream, address.clone()).await {
-                        tracing::warn!("a connection from {address} was closed: {error:#}");
+                        daemon.complain(&address, format!("{error:#}"));
                     }
                 });
             }
@@ -73,6 +77,7 @@ async fn accept(listener: TcpListener, daemon: Arc<Daemon>) {
 
 struct Daemon {
     mirrors: Vec<Arc<Mirror>>,
+    complaint: Mutex<String>,
 }
 
 impl Daemon {
@@ -97,6 +102,17 @@ impl Daemon {
             bail!(reason);
         };
         mirror.meet(stream, hello, address).await
+    }
+
+    /// Logs why a connection was closed; a source that tries again and again is told of once.
+    fn complain(&self, address: &str, reason: String) {
+        let mut last = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == reason {
+            tracing::debug!("a connection from {address} was closed: {reason}");
+        } else {
+            tracing::warn!("a connection from {address} was closed: {reason}");
+            *last = reason;
+        }
     }
 
     fn names(&self) -> String {

@@ -79,6 +79,9 @@ impl Destination {
         }
         let volumes = self.superblock.volumes.len();
         let applied = self.superblock.clean;
+        while self.boundaries.front().is_some_and(|(mark, _)| mark.seq < applied.seq) {
+            self.boundaries.pop_front();
+        }
         for half in self.halves.iter_mut().filter(|half| half.retiring) {
             *half = Half { fill: half.fill, last: half.last, ..Half::clean(volumes) };
             effects.push(Effect::Applied(applied));

@@ -32,6 +32,9 @@ pub enum Effect {
     SyncFiles,
     /// Write this block to the state file, durably, and report [`Destination::handle_state_written`].
     WriteState(Box<Block>, u64),
+    /// Write a block of zeros into this half's file at this position, durably, and report
+    /// [`Destination::handle_erased`].
+    Erase(usize, u64),
     /// Sync this image's device and report [`Destination::handle_image_synced`].
     SyncImage(u16),
     /// The promote is complete: the images hold everything up to this mark.
@@ -153,12 +156,14 @@ pub struct Destination {
     pending: VecDeque<Pending>,
     handed: usize,
     writing: VecDeque<Writing>,
-    /// The last boundaries stored, with where they end in their half.
+    /// All boundaries from the applied one on, with where they end in their half.
     boundaries: VecDeque<(Mark, u64)>,
     /// Stored frames that wait for a sync: their first and last record.
     unsynced: VecDeque<(Seq, Seq)>,
     synced: Seq,
     syncing: Option<Seq>,
+    /// Headers of dropped frames that are being erased.
+    erasing: u32,
     state_writing: bool,
     state_dirty: bool,
     promoting: bool,
@@ -191,6 +196,7 @@ impl Destination {
             unsynced: VecDeque::new(),
             synced: applied.seq,
             syncing: None,
+            erasing: 0,
             state_writing: false,
             state_dirty: false,
             promoting: false,
@@ -204,19 +210,19 @@ impl Destination {
         destination
     }
 
-    /// Fills a half from frames that are stored already.
+    /// Fills a half from frames that are stored, and stable, already.
     fn adopt(&mut self, frames: Vec<Rescanned>) {
         let Some(fill) = frames.first().map(|(found, _)| found.header.fill) else { return };
         let volumes = self.superblock.volumes.len();
         let half = &mut self.halves[fill.half()];
-        *half = Half { fill, state: State::Open, volatile: true, ..Half::clean(volumes) };
+        *half = Half { fill, state: State::Open, ..Half::clean(volumes) };
         for (found, records) in frames {
             half.stored = found.header.position + found.header.frame_bytes();
             half.records += records.len() as u64;
             records.iter().for_each(|(record, place)| half.index.insert(record, *place));
             half.last = found.mark;
             self.stored = found.mark;
-            remember(&mut self.boundaries, found.mark, half.stored);
+            self.boundaries.push_back((found.mark, half.stored));
         }
         (half.received, half.handed) = (half.stored, half.stored);
         (self.received, self.acked) = (self.stored, self.stored.seq);
@@ -270,9 +276,26 @@ impl Destination {
             whole: ours.whole,
             fresh: self.fresh(),
             applied: ours.clean,
-            boundaries: self.named(),
+            boundaries: self.some_boundaries(),
             reason: String::new(),
         })
+    }
+
+    /// The newest boundaries, then ever fewer of the older ones, down to the applied one. With durability `always` the
+    /// two sides differ by a few frames at most; with `flush` a power cut can take many from a source's cache.
+    fn some_boundaries(&self) -> Vec<Mark> {
+        let (mut back, mut step) = (0, 1);
+        let mut marks = Vec::new();
+        while back < self.boundaries.len() && marks.len() < MAX_BOUNDARIES - 1 {
+            marks.push(self.boundaries[self.boundaries.len() - 1 - back].0);
+            if back >= MAX_BOUNDARIES / 2 {
+                step *= 2;
+            }
+            back += step;
+        }
+        marks.extend(self.boundaries.front().map(|(mark, _)| *mark));
+        marks.reverse();
+        marks
     }
 
     /// Whether a source of that epoch must never get a write answered again.
@@ -290,24 +313,11 @@ impl Destination {
         self.superblock.whole
     }
 
-    /// The boundaries that a welcome names, oldest first: the last ones, and the ends of what is complete. A source that
-    /// lost unsynced frames in a power cut may be further back than the last ones reach, but never behind those ends.
-    fn named(&self) -> Vec<Mark> {
-        let recent = self.boundaries.len().saturating_sub(MAX_BOUNDARIES - 3);
-        let recent: Vec<Mark> = self.boundaries.iter().skip(recent).map(|(mark, _)| *mark).collect();
-        let halves = self.halves.iter().filter(|half| half.state != State::Clean && half.stored > 0);
-        let mut named: Vec<Mark> = std::iter::once(self.superblock.clean).chain(halves.map(|half| half.last)).collect();
-        named.retain(|mark| recent.first().is_none_or(|oldest| mark.seq < oldest.seq));
-        named.sort_by_key(|mark| mark.seq);
-        named.extend(recent);
-        named
-    }
-
-    /// Whether nothing is under way, and all that is stored is on stable storage: a welcome acknowledges it.
+    /// Whether nothing is under way and all that is stored is stable: a source counts what a welcome names as stored as
+    /// if it had been acknowledged.
     fn idle(&self) -> bool {
-        let stable =
-            self.syncing.is_none() && self.unsynced.is_empty() && !self.halves.iter().any(|half| half.volatile);
-        self.writing.is_empty() && !self.state_writing && stable
+        let volatile = self.halves.iter().any(|half| half.state != State::Clean && half.volatile);
+        self.writing.is_empty() && self.syncing.is_none() && !self.state_writing && self.erasing == 0 && !volatile
     }
 
     /// The durable facts as they will be next.
@@ -334,11 +344,4 @@ impl Destination {
     pub fn connected(&self) -> bool {
         self.connected
     }
-}
-
-fn remember(boundaries: &mut VecDeque<(Mark, u64)>, mark: Mark, end: u64) {
-    if boundaries.len() == MAX_BOUNDARIES {
-        boundaries.pop_front();
-    }
-    boundaries.push_back((mark, end));
 }

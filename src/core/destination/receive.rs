@@ -5,7 +5,7 @@
 
 use super::super::Place;
 use super::super::recovery::follows;
-use super::{Destination, Effect, Half, Pending, Rescanned, State, StoreOp, Writing, remember};
+use super::{Destination, Effect, Half, Pending, Rescanned, State, StoreOp, Writing};
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Record};
 use crate::format::ids::{Digest, Mark, Seq};
 use crate::format::wire::{Report, Signal};
@@ -50,7 +50,7 @@ impl Destination {
         match signal {
             Signal::Resume { .. } if self.resumed => Err("the source resumes twice".into()),
             Signal::Resume { common, from_scratch: true } => self.start_over(common, effects),
-            Signal::Resume { common, from_scratch: false } => self.drop_after(common, rescan),
+            Signal::Resume { common, from_scratch: false } => self.drop_after(common, rescan, effects),
             Signal::Sync { .. } if !self.resumed => Err("the source signals before it resumed".into()),
             Signal::Sync { last, whole } => self.seal(last, whole, effects),
         }
@@ -71,37 +71,46 @@ impl Destination {
         Ok(())
     }
 
-    /// Drops what the source doesn't have: it was never answered.
-    fn drop_after(&mut self, common: Mark, rescan: &mut dyn FnMut(Mark, Mark) -> Vec<Rescanned>) -> Result<(), String> {
-        let known = self.named().contains(&common);
-        if !known {
+    /// Drops what the source doesn't have: it was never answered. The dropped frames still follow the ones before them
+    /// in the journal file; so that no recovery ever takes them for the continuation, the first one's header is erased
+    /// before anything else is stored.
+    fn drop_after(
+        &mut self,
+        common: Mark,
+        rescan: &mut dyn FnMut(Mark, Mark) -> Vec<Rescanned>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), String> {
+        let Some(kept) = self.boundaries.iter().rposition(|(mark, _)| *mark == common) else {
             return Err(format!("the source resumes at {common}, which isn't stored here"));
-        }
+        };
         self.resumed = true;
         if common == self.stored {
             return Ok(());
         }
-        let dropped = self.halves.iter().filter(|half| half.state != State::Clean && half.last.seq > common.seq);
-        if dropped.clone().any(|half| half.state == State::Sealed) {
+        let beyond = |half: &Half| half.state != State::Clean && half.last.seq > common.seq;
+        if self.halves.iter().any(|half| beyond(half) && half.state == State::Sealed) {
             return Err(format!("the source resumes at {common}, before the end of a fill that it called complete"));
         }
         let volumes = self.superblock.volumes.len();
-        let mut refill = None;
-        for half in self.halves.iter_mut().filter(|half| half.state != State::Clean && half.last.seq > common.seq) {
-            if half.fill == common.fill {
-                refill = Some(common);
+        let mut refill = false;
+        for index in 0..2 {
+            let half = &self.halves[index];
+            if !beyond(half) {
+                continue;
             }
-            *half = Half::clean(volumes);
+            let in_this = half.fill == common.fill;
+            refill |= in_this;
+            self.erasing += 1;
+            effects.push(Effect::Erase(index, if in_this { self.boundaries[kept].1 } else { 0 }));
+            self.halves[index] = Half::clean(volumes);
         }
-        self.boundaries.retain(|(mark, _)| mark.seq <= common.seq);
+        self.boundaries.truncate(kept + 1);
         (self.stored, self.received, self.acked) = (common, common, common.seq);
         self.synced = self.synced.min(common.seq);
         self.unsynced.clear();
-        if let Some(common) = refill {
-            let before = match self.halves[1 - common.fill.half()].state {
-                State::Clean => self.superblock.clean,
-                _ => self.halves[1 - common.fill.half()].last,
-            };
+        if refill {
+            let other = &self.halves[1 - common.fill.half()];
+            let before = if other.state == State::Clean { self.superblock.clean } else { other.last };
             let boundaries = std::mem::take(&mut self.boundaries);
             self.adopt(rescan(before, common));
             self.boundaries = boundaries;
@@ -110,6 +119,11 @@ impl Destination {
             }
         }
         Ok(())
+    }
+
+    /// What [`Effect::Erase`] asked for is durable.
+    pub fn handle_erased(&mut self) {
+        self.erasing -= 1;
     }
 
     /// Whether a frame with this header may come now; checked before its payload is waited for.
@@ -174,7 +188,7 @@ impl Destination {
         let half = &self.halves[first.mark.fill.half()];
         let gathered = half.received - half.handed;
         let under_way = self.writing.len();
-        if self.state_writing || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= BUSY)) {
+        if self.state_writing || self.erasing > 0 || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= BUSY)) {
             return None;
         }
         let fill = first.mark.fill;
@@ -197,7 +211,9 @@ impl Destination {
         if let Some(writing) = self.writing.iter_mut().find(|writing| writing.op == op) {
             writing.done = true;
         }
-        while let Some(done) = self.writing.pop_front_if(|writing| writing.done) {
+        while self.writing.front().is_some_and(|writing| writing.done)
+            && let Some(done) = self.writing.pop_front()
+        {
             self.handed -= done.frames;
             for pending in self.pending.drain(..done.frames) {
                 let half = &mut self.halves[pending.mark.fill.half()];
@@ -210,7 +226,7 @@ impl Destination {
                     self.unsynced.push_back((self.stored.seq.next(), pending.mark.seq));
                 }
                 self.stored = pending.mark;
-                remember(&mut self.boundaries, pending.mark, pending.end);
+                self.boundaries.push_back((pending.mark, pending.end));
             }
         }
         self.acknowledge(effects);
@@ -220,7 +236,7 @@ impl Destination {
     pub fn handle_files_synced(&mut self, effects: &mut Vec<Effect>) {
         if let Some(seq) = self.syncing.take() {
             self.synced = self.synced.max(seq);
-            while self.unsynced.pop_front_if(|(_, last)| *last <= seq).is_some() {}
+            self.unsynced.retain(|(_, last)| *last > seq);
             for half in self.halves.iter_mut().filter(|half| half.last.seq <= seq) {
                 half.volatile = false;
             }
@@ -239,12 +255,10 @@ impl Destination {
     }
 
     pub(super) fn sync_if_due(&mut self, effects: &mut Vec<Effect>) {
-        // While no source is connected, everything is made stable: the next welcome names it as held.
-        let due = |half: &Half| {
-            let complete = half.state == State::Sealed && half.stored == half.received;
-            half.volatile && (complete || !self.connected)
-        };
-        if self.syncing.is_none() && (!self.unsynced.is_empty() || self.halves.iter().any(due)) {
+        let sealed = |half: &Half| half.state == State::Sealed && half.volatile && half.stored == half.received;
+        let left = |half: &Half| half.state != State::Clean && half.volatile && !self.connected;
+        let due = !self.unsynced.is_empty() || self.halves.iter().any(|half| sealed(half) || left(half));
+        if self.syncing.is_none() && due {
             self.syncing = Some(self.stored.seq);
             effects.push(Effect::SyncFiles);
         }

@@ -35,7 +35,11 @@ impl Source {
     pub(super) fn seal_fill(&mut self, effects: &mut Vec<Effect>) {
         let copied = match &self.copier {
             Some(copier) => copier.copied().collect(),
-            None => self.superblock.volumes.iter().map(|volume| volume.size_bytes).collect(),
+            // Complete; or not begun in this run, and then no further than the superblock says.
+            None if self.superblock.whole || self.whole_from.is_some() => {
+                self.superblock.volumes.iter().map(|volume| volume.size_bytes).collect()
+            }
+            None => self.superblock.volumes.iter().map(|volume| volume.copied_bytes).collect(),
         };
         let whole = self.superblock.whole || self.whole_from.is_some_and(|fill| self.open >= fill);
         let half = &mut self.halves[self.open.half()];

@@ -81,7 +81,10 @@ impl Source {
             };
             self.handle_applied(welcome.applied, effects);
             self.start_link(Signal::Resume { common, from_scratch: false }, common, effects);
-            self.superblock.whole |= welcome.whole;
+            if self.superblock.whole && !welcome.whole {
+                self.superblock.volumes.iter_mut().for_each(|volume| volume.copied_bytes = 0);
+            }
+            self.superblock.whole = welcome.whole;
         }
         if !self.superblock.whole && self.copier.is_none() && self.whole_from.is_none() {
             self.start_copy(effects);
@@ -115,11 +118,12 @@ impl Source {
     /// What to send next, in order.
     pub fn next_to_send(&mut self) -> Option<Send> {
         let Link::Up { first, resumed, fill, index } = &mut self.link else { return None };
-        // The destination forgets that it is new once frames are stored: that its copy starts over must be durable here.
-        if matches!(first, Some(Signal::Resume { from_scratch: true, .. }))
-            && (self.superblock_dirty || self.superblock_writing)
-        {
-            return None;
+        // That a copy starts over must be durable here before the destination acts on it: a source that forgot it in a
+        // crash would call an image whole that never was copied.
+        let durable = !self.superblock_dirty && !self.superblock_writing;
+        match first {
+            Some(Signal::Resume { from_scratch: true, .. }) if !durable => return None,
+            _ => {}
         }
         if let Some(signal) = first.take() {
             return Some(Send::Block(signal.encode()));
@@ -142,8 +146,8 @@ impl Source {
                 }
                 continue;
             }
-            // The destination may apply only what can't vanish from our own journal any more. And it must hold all of
-            // it: a committed fill is sent again, in part or whole, to a destination that lost it since.
+            // The destination may apply only what can't vanish from our own journal any more, and it must have stored
+            // all of it: over this connection, where it had to be sent again.
             if half.state < State::Flushing || self.acked < half.last.seq {
                 return None;
             }

@@ -5,12 +5,14 @@ mod receive;
 mod start;
 
 use super::command::{Counters, DestinationCommand, DestinationStatus, HalfStatus};
-use super::disk::{Disk, start_flush};
+use super::disk::Disk;
 use super::memory::Memory;
 use super::ring::Ring;
 use super::source::EngineError;
+use super::zeroing::Zeroing;
 use crate::core::Place;
 use crate::core::destination::{Destination, Effect, State, StoreOp};
+use crate::core::index::Action;
 use crate::format::ids::Mark;
 use crate::limits::BLOCK_BYTES;
 use crossbeam_channel::Receiver;
@@ -36,8 +38,10 @@ enum Token {
     PeerSend,
     Store(StoreOp),
     FileSync,
+    Erase,
     State,
     Apply,
+    Zero(Zeroing),
     ImageSync(u16),
 }
 
@@ -136,6 +140,10 @@ impl Engine {
                     self.core.handle_files_synced(&mut self.effects);
                 }
             }
+            Token::Erase => {
+                outcome.map_err(|cause| failed("a journal file's write", &self.files[0], cause))?;
+                self.core.handle_erased();
+            }
             Token::State => {
                 outcome.map_err(|cause| failed("the state's write", &self.state, cause))?;
                 self.core.handle_state_written(&mut self.effects);
@@ -148,6 +156,17 @@ impl Engine {
                 })?;
                 self.counters.flushed_bytes += bytes as u64;
                 self.core.handle_applied();
+            }
+            Token::Zero(zeroing) => {
+                let zeros = receive::zeros_place(self.core.superblock().half_bytes);
+                let disk = &mut self.images[usize::from(zeroing.volume)].disk;
+                match zeroing
+                    .next(disk, outcome)
+                    .map_err(|cause| failed("zeroing a range of the image", disk, cause))?
+                {
+                    Some(rest) => rest.start(&mut self.ring, Token::Zero, disk, zeros),
+                    None => self.core.handle_applied(),
+                }
             }
             Token::ImageSync(volume) => {
                 let image = &self.images[usize::from(volume)];
@@ -197,6 +216,11 @@ impl Engine {
                 // SAFETY: this block of the mapping is only used for the state, of which one is under way at most.
                 unsafe { self.memory.bytes_mut(place, BLOCK_BYTES) }.copy_from_slice(&*block);
                 self.ring.write(Token::State, self.state.fd(), offset, &[(place, BLOCK_BYTES as u64)], true);
+            }
+            Effect::Erase(half, position) => {
+                let zeros = receive::zeros_place(self.core.superblock().half_bytes);
+                let fd = self.files[half].fd();
+                self.ring.write(Token::Erase, fd, position, &[(zeros, BLOCK_BYTES as u64)], true);
             }
             Effect::SyncImage(volume) => {
                 self.ring.sync(Token::ImageSync(volume), self.images[usize::from(volume)].disk.fd());
@@ -262,7 +286,14 @@ impl Engine {
             && let Some(op) = self.core.next_apply(&mut pieces)
         {
             let disk = &self.images[usize::from(op.volume)].disk;
-            start_flush(&mut self.ring, Token::Apply, disk, &op.run, &pieces);
+            match op.run.action {
+                Action::Write => self.ring.write(Token::Apply, disk.fd(), op.run.offset, &pieces, false),
+                Action::Zero { no_hole } => {
+                    let zeroing = Zeroing { volume: op.volume, offset: op.run.offset, length: op.run.length, no_hole };
+                    let zeros = receive::zeros_place(self.core.superblock().half_bytes);
+                    zeroing.start(&mut self.ring, Token::Zero, disk, zeros);
+                }
+            }
         }
         self.pieces = pieces;
     }

@@ -13,7 +13,7 @@ use crate::format::frame::{self, Header, Record, padded};
 use crate::format::ids::{Fill, Mark};
 use crate::format::superblock::Superblock;
 use crate::format::wire::{REPORT_BYTES, Report, SIGNAL, Signal, Verdict, Welcome};
-use crate::limits::{BLOCK_BYTES, MAX_FRAME_PAYLOAD_BYTES};
+use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, MAX_FRAME_PAYLOAD_BYTES};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -45,9 +45,14 @@ fn reports_place(half_bytes: u64) -> Place {
     Place(state_place(half_bytes).0 + BLOCK_BYTES as u64)
 }
 
+/// A chunk of zeros that is never written.
+pub(super) fn zeros_place(half_bytes: u64) -> Place {
+    Place(reports_place(half_bytes).0 + BLOCK_BYTES as u64)
+}
+
 /// Bytes of the mapping.
 pub(super) fn memory_bytes(half_bytes: u64) -> usize {
-    reports_place(half_bytes).0 as usize + BLOCK_BYTES
+    zeros_place(half_bytes).0 as usize + CHUNK_BYTES
 }
 
 /// A connected source.
@@ -266,6 +271,12 @@ impl Engine {
 
     pub(super) fn report(&mut self, report: Report) {
         if let Some(peer) = self.peer.as_mut().filter(|peer| !peer.closed) {
+            // A newer acknowledgement says all that an unsent one says; so a source that doesn't read can't make this grow.
+            if let (Report::Stored(_), Some(last)) = (report, peer.outgoing.last_chunk::<REPORT_BYTES>())
+                && matches!(Report::decode(last), Ok(Report::Stored(_)))
+            {
+                peer.outgoing.truncate(peer.outgoing.len() - REPORT_BYTES);
+            }
             peer.outgoing.extend_from_slice(&report.encode());
         }
     }

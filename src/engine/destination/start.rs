@@ -49,6 +49,9 @@ impl Folder {
         }
         let state = Disk::open("state", &file)?;
         let (blocks, blank) = state.first_blocks(2 * BLOCK_BYTES as u64)?;
+        // What a killed daemon had under way can be read, but a power cut may still take it away: nothing may build on
+        // it before it is stable.
+        state.sync()?;
         match Superblock::newest(Role::Destination, [&blocks[0], &blocks[1]]) {
             Ok(superblock) if superblock.name == name => Ok(Some(Folder { path: path.to_owned(), state, superblock })),
             Ok(other) => {
@@ -65,6 +68,11 @@ impl Folder {
     /// Makes the folder for a source that introduces itself for the first time. Takes as long as writing all of it.
     pub fn create(path: &Path, hello: &Superblock) -> anyhow::Result<Folder> {
         std::fs::create_dir_all(path).with_context(|| format!("the folder {} can't be made", path.display()))?;
+        // The folder's own name must survive a power cut too.
+        let parent = path.parent().unwrap_or(Path::new("."));
+        std::fs::File::open(parent)
+            .and_then(|folder| folder.sync_all())
+            .with_context(|| format!("the folder {} can't be synced", parent.display()))?;
         for half in 0..2 {
             let mut file = Disk::open_or_create("journal file", &half_path(path, half))?;
             file.preallocate(hello.half_bytes)?;
@@ -143,12 +151,8 @@ fn prepare(
     commands: crossbeam_channel::Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
 ) -> anyhow::Result<Engine> {
-    let Folder { path, state, mut superblock } = folder;
+    let Folder { path, state, superblock } = folder;
     super::receive::check_images(&superblock, &images).map_err(|reason| anyhow::anyhow!(reason))?;
-    // What a killed run had under way can be read, but a power cut may still take it away: nothing may build on it
-    // before it is stable.
-    superblock.generation += 1;
-    state.store_block(&superblock.encode(), superblock.copy_offset())?;
     let half_bytes = superblock.half_bytes;
     let bytes = memory_bytes(half_bytes);
     let memory =
@@ -157,6 +161,8 @@ fn prepare(
     let mut files = Vec::new();
     for half in 0..2 {
         let file = Disk::open("journal file", &half_path(&path, half))?;
+        // What a killed daemon wrote may still be in the disk's cache only; what is found counts as stored.
+        file.sync()?;
         file.load(&memory, half_place(half_bytes, half), 0, half_bytes)?;
         files.push(file);
     }

@@ -8,7 +8,7 @@ use crate::engine::request::Kind as RequestKind;
 use crate::format::checksum::crc32c;
 use crate::format::frame::{Kind, RECORD_FUA, RECORD_NO_HOLE, Record, padded};
 use crate::format::nbd::{Command, ExportShape, Negotiated, REQUEST_BYTES, RawRequest, check};
-use crate::limits::{CHUNK_BYTES, MAX_CLIENTS};
+use crate::limits::{CHUNK_BYTES, MAX_CLIENTS, READ_MEMORY_BYTES};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -147,7 +147,7 @@ impl Engine {
             self.die(index, client);
             return Progress::NeedBytes;
         };
-        if !self.requests.has_room() {
+        if !self.requests.has_room() || client.is_clogged() {
             return Progress::Gated;
         }
         let command = match check(&raw, &client.shape, &client.negotiated) {
@@ -182,12 +182,13 @@ impl Engine {
         }
         match command {
             Command::Read { offset, length } => {
-                // The client is out of its place while it is parsed, so an answer must wait for its return.
-                client.requests += 1;
-                if !self.start_read(index, volume, cookie, offset, length) {
-                    client.requests -= 1;
+                // A client that doesn't read its replies must not take the memory from the others.
+                let crowded = client.read_bytes > 0 && client.read_bytes + length as usize > READ_MEMORY_BYTES / 4;
+                if crowded || !self.start_read(index, volume, cookie, offset, length) {
                     return false;
                 }
+                client.requests += 1;
+                client.read_bytes += length as usize;
             }
             Command::Write { offset, length, fua } => {
                 client.requests += 1;
@@ -306,8 +307,10 @@ impl Engine {
         self.finished.push(ticket);
     }
 
-    /// Queues the replies of finished requests, with all clients in their places.
-    pub(super) fn queue_replies(&mut self) {
+    /// Queues the replies of finished requests, with all clients in their places. True where a request gave back what
+    /// it held at once.
+    pub(super) fn queue_replies(&mut self) -> bool {
+        let mut freed = false;
         let mut finished = std::mem::take(&mut self.finished);
         for ticket in finished.drain(..) {
             let request = self.requests.get(ticket);
@@ -332,14 +335,23 @@ impl Engine {
                 }
             }
             self.forget_request(ticket);
+            freed = true;
         }
         self.finished = finished;
+        freed
     }
 
     /// Gives back a request's memory and its slot.
     fn forget_request(&mut self, ticket: Ticket) {
-        for (place, bytes) in std::mem::take(&mut self.requests.get(ticket).pieces) {
+        let request = self.requests.get(ticket);
+        let (index, length, kind) = (request.client, request.length, request.kind);
+        for (place, bytes) in request.pieces.drain(..) {
             self.read_pool.release(place, bytes);
+        }
+        if kind == RequestKind::Read
+            && let Some(client) = self.clients[index as usize].as_mut()
+        {
+            client.read_bytes = client.read_bytes.saturating_sub(length as usize);
         }
         self.requests.remove(ticket);
     }

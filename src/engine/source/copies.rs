@@ -8,8 +8,11 @@ use crate::core::index::Found;
 use crate::engine::disk::Extent;
 use crate::format::checksum::crc32c;
 use crate::format::frame::{Kind, RECORD_COPY, Record, padded};
-use crate::limits::CHUNK_BYTES;
+use crate::limits::{CHUNK_BYTES, COPY_WINDOW_BYTES};
 use std::io;
+
+/// Chunks that one window takes at the most.
+const WINDOW_CHUNKS: usize = COPY_WINDOW_BYTES as usize / CHUNK_BYTES + 2;
 
 /// A window that is being read.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ impl Engine {
     /// Starts reads of windows; true where one was at hand without a read and waits for the core's turn.
     pub(super) fn pump_copies(&mut self) -> bool {
         let mut handed = false;
-        while self.pool.free_chunks() > 4 * super::clients::RESERVED_CHUNKS
+        while self.pool.free_chunks() > super::clients::RESERVED_CHUNKS + WINDOW_CHUNKS
             && let Some((number, window)) = self.core.next_copy()
         {
             if self.is_hole(&window) {

@@ -18,8 +18,9 @@ use super::disk::Disk;
 use super::memory::{Memory, Pool};
 use super::request::Requests;
 use super::ring::Ring;
+use super::zeroing::Zeroing;
 use crate::core::half::{State, Ticket};
-use crate::core::index::Segment;
+use crate::core::index::{Action, Segment};
 use crate::core::source::{Effect, FrameId, Headers, Source};
 use crate::core::{Durability, Place};
 use crate::format::block::Block;
@@ -52,6 +53,7 @@ enum Token {
     JournalSync,
     Superblock,
     Flush,
+    Zero(Zeroing),
     VolumeSync(u16),
     Read(Ticket),
     Copy(usize),
@@ -92,6 +94,7 @@ struct Engine {
     next_peer: Option<(std::os::fd::OwnedFd, Box<crate::format::wire::Welcome>)>,
     journal: Disk,
     superblock_memory: Place,
+    zeros: Place,
     half_bytes: u64,
     volumes: Vec<Disk>,
     commands: Receiver<SourceCommand>,
@@ -203,6 +206,7 @@ impl Engine {
                 })? as u64;
                 self.core.handle_flush_written();
             }
+            Token::Zero(zeroing) => self.zeroed(zeroing, outcome)?,
             Token::VolumeSync(volume) => {
                 outcome.map_err(|cause| failed("the volume's sync", &self.volumes[usize::from(volume)], cause))?;
                 self.core.handle_volume_synced(volume);
@@ -216,8 +220,8 @@ impl Engine {
     /// Lets the core act on everything that has happened, and queues what follows.
     fn turn(&mut self) -> Result<(), EngineError> {
         self.admit_peer();
-        self.bury();
         loop {
+            self.bury();
             self.open_gates();
             let now = self.started.elapsed();
             let mut headers = HeaderMemory { memory: &self.memory, pool: &mut self.pool };
@@ -233,12 +237,13 @@ impl Engine {
             effects.append(&mut self.effects);
             self.effects = effects;
             settled &= !self.pump_copies();
+            // What unanswerable requests give back may be what a gated client waits for.
+            settled &= !self.queue_replies() || self.gated.is_empty();
             if settled {
                 break;
             }
         }
         self.pump_flush();
-        self.queue_replies();
         for index in 0..self.clients.len() {
             self.pump_client(index as u32);
         }
@@ -300,9 +305,24 @@ impl Engine {
             && let Some(op) = self.core.next_flush(&mut pieces)
         {
             let disk = &self.volumes[usize::from(op.volume)];
-            super::disk::start_flush(&mut self.ring, Token::Flush, disk, &op.run, &pieces);
+            match op.run.action {
+                Action::Write => self.ring.write(Token::Flush, disk.fd(), op.run.offset, &pieces, false),
+                Action::Zero { no_hole } => {
+                    let zeroing = Zeroing { volume: op.volume, offset: op.run.offset, length: op.run.length, no_hole };
+                    zeroing.start(&mut self.ring, Token::Zero, disk, self.zeros);
+                }
+            }
         }
         self.pieces = pieces;
+    }
+
+    fn zeroed(&mut self, zeroing: Zeroing, outcome: io::Result<usize>) -> Result<(), EngineError> {
+        let disk = &mut self.volumes[usize::from(zeroing.volume)];
+        match zeroing.next(disk, outcome).map_err(|cause| failed("zeroing a range of the volume", disk, cause))? {
+            Some(rest) => rest.start(&mut self.ring, Token::Zero, disk, self.zeros),
+            None => self.core.handle_flush_written(),
+        }
+        Ok(())
     }
 
     fn status(&self) -> SourceStatus {

@@ -107,11 +107,14 @@ fn prepare(
     let client_memory = Place(read_place.0 + READ_MEMORY_BYTES as u64);
     let peer_memory = Place(client_memory.0 + (MAX_CLIENTS * CLIENT_BYTES) as u64);
     let superblock_memory = Place(peer_memory.0 + PEER_BYTES as u64);
-    let bytes = superblock_memory.0 as usize + BLOCK_BYTES;
+    let zeros = Place(superblock_memory.0 + BLOCK_BYTES as u64);
+    let bytes = zeros.0 as usize + CHUNK_BYTES;
     let memory =
         Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal's halves"))?);
     let ring = Ring::new(memory.clone())?;
 
+    // What a killed daemon wrote may still be in the disk's cache only; what is found counts as stored.
+    journal.sync()?;
     for half in 0..2 {
         journal.load(&memory, Place(half * half_bytes), journal_offset(half_bytes, half as usize, 0), half_bytes)?;
     }
@@ -170,6 +173,7 @@ fn prepare(
         next_peer: None,
         journal,
         superblock_memory,
+        zeros,
         half_bytes,
         volumes: plan.volumes.into_iter().map(|volume| volume.disk).collect(),
         commands,

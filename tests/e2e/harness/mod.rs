@@ -1,0 +1,42 @@
+//! What the tests share: daemons as processes, their configurations, clients, and waiting with a deadline.
+
+mod client;
+mod config;
+mod daemon;
+mod files;
+mod ledger;
+mod load;
+mod mirror;
+mod proxy;
+mod root;
+mod tool;
+mod wait;
+
+pub use client::{Client, Endpoint, Stream, flag, kind, request};
+pub use config::{DestinationConfig, SourceConfig, free_port};
+pub use daemon::{Daemon, Finished, binary, finish, refused, verb};
+pub use files::{allocated, assert_same, create_file, fill_pattern, pattern};
+pub use ledger::{Image, Ledger};
+pub use load::Load;
+pub use mirror::{Mirror, Plan};
+pub use proxy::Proxy;
+pub use root::{LoopDevice, Mount, is_root, root_or_skip};
+pub use tool::{python, run};
+pub use wait::{eventually, wait_until};
+
+/// Bytes in a kibibyte.
+pub const KIB: u64 = 1024;
+/// Bytes in a mebibyte.
+pub const MIB: u64 = 1024 * KIB;
+
+/// Asserts that a message speaks of each of these things, whatever its wording and case.
+#[track_caller]
+pub fn assert_says(message: &str, nouns: &[&str]) {
+    let folded = message.to_lowercase();
+    for noun in nouns {
+        assert!(
+            noun.split('|').any(|choice| folded.contains(&choice.to_lowercase())),
+            "the message should speak of {noun:?}:\n{message}"
+        );
+    }
+}

@@ -1,0 +1,22 @@
+//! End-to-end tests: the real binary, real files, real clients.
+//!
+//! Every test starts its own daemons on files in its own temporary folder, talks to them only through the
+//! surface that users have (command line, NBD, log, exit code), and ends them again. `NBD_MIRROR_BIN` names
+//! the binary under test; without it, the one that Cargo built with these tests is taken.
+//!
+//! A foreign tool that isn't installed fails the test with the name of its Debian package. Tests that need
+//! root (loop devices, mounts) fail as anyone else, unless `NBD_MIRROR_SKIP_ROOT=1` leaves them out.
+
+mod bad_clients;
+mod bad_devices;
+mod bad_peers;
+mod bad_start;
+mod clients;
+mod copy;
+mod demo;
+mod harness;
+mod harness_check;
+mod multi;
+mod promote;
+mod restart;
+mod surface;
