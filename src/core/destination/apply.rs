@@ -11,6 +11,7 @@ use crate::format::wire::Report;
 impl Destination {
     /// Call once after each batch of events.
     pub fn handle_turn(&mut self, effects: &mut Vec<Effect>) {
+        self.seal_for_promote();
         self.sync_if_due(effects);
         let fill = self.superblock.clean.fill.next();
         let half = &mut self.halves[fill.half()];
@@ -113,18 +114,24 @@ impl Destination {
         self.promoting || (applying.flusher.written_bytes() as f64 / total) < filled / 0.75
     }
 
+    /// Whether a promote's epoch is durable, and nothing is being stored any more.
+    fn may_promote(&self) -> bool {
+        self.promoting && !self.superblock.promoted && self.writing.is_empty() && !self.state_writing
+    }
+
+    /// Before the fills are looked at: one with nothing to write is done at once, and no event follows it.
+    fn seal_for_promote(&mut self) {
+        if self.may_promote() {
+            for half in self.halves.iter_mut().filter(|half| half.state == State::Open) {
+                half.state = State::Sealed;
+            }
+        }
+    }
+
     fn promote_on(&mut self, effects: &mut Vec<Effect>) {
-        if !self.promoting || self.superblock.promoted || !self.writing.is_empty() || self.state_writing {
-            return;
-        }
-        for half in self.halves.iter_mut().filter(|half| half.state == State::Open) {
-            half.state = State::Sealed;
-        }
-        if self.halves.iter().all(|half| half.state == State::Clean) {
+        if self.may_promote() && self.halves.iter().all(|half| half.state == State::Clean) {
             self.superblock.promoted = true;
             self.write_state(effects);
-        } else {
-            self.sync_if_due(effects);
         }
     }
 }

@@ -1,1 +1,306 @@
-//! tests
+use super::*;
+use crate::core::index::Found;
+use crate::format::frame::{Kind, RECORD_COPY, RECORD_FUA, Record};
+use crate::format::ids::{Digest, Id};
+use crate::format::superblock::{Role, Volume};
+use crate::format::wire::{Report, Signal, Verdict, Welcome};
+
+const NOW: Duration = Duration::from_secs(100);
+
+/// Header blocks get a place each, far from the payloads'.
+struct Blocks(u64);
+
+impl Headers for Blocks {
+    fn store(&mut self, _: &Block) -> Place {
+        self.0 += 1 << 20;
+        Place(self.0)
+    }
+}
+
+/// A source whose disks do what they are told at once, where the test wants it.
+struct Rig {
+    core: Source,
+    effects: Vec<Effect>,
+    blocks: Blocks,
+    now: Duration,
+    tickets: u32,
+}
+
+fn superblock() -> Superblock {
+    let volume = Volume { name: "vol0".into(), size_bytes: 1 << 20, block_bytes: 512, copied_bytes: 1 << 20 };
+    Superblock {
+        role: Role::Source,
+        generation: 2,
+        source: Id([1; 16]),
+        name: "alpha".into(),
+        half_bytes: 1 << 20,
+        epoch: Epoch(1),
+        fenced_by: Epoch(0),
+        incarnation: 1,
+        clean: Mark::default(),
+        whole: true,
+        promoted: false,
+        volumes: vec![volume],
+    }
+}
+
+impl Rig {
+    fn new(durability: Durability, mirrored: bool) -> Rig {
+        let shape = Shape { durability, mirrored, max_age: Duration::from_secs(10) };
+        let core = Source::recover(shape, superblock(), Recovered::default(), |_, _| (Place(0), Vec::new()));
+        Rig { core, effects: Vec::new(), blocks: Blocks(1 << 40), now: NOW, tickets: 0 }
+    }
+
+    fn connected(durability: Durability) -> Rig {
+        let mut rig = Rig::new(durability, true);
+        rig.welcome(Mark::default());
+        rig
+    }
+
+    fn welcome(&mut self, common: Mark) {
+        let ours = self.core.superblock();
+        let welcome = Welcome {
+            verdict: Verdict::Welcome,
+            epoch: Epoch(1),
+            whole: ours.whole,
+            fresh: false,
+            applied: Mark::default(),
+            boundaries: vec![common],
+            reason: String::new(),
+        };
+        self.core.handle_welcome(&welcome, &mut self.effects);
+    }
+
+    fn record(&mut self, kind: Kind, flags: u8, offset: u64, length: u32) {
+        let record = Record { volume: 0, kind, flags, offset, length, checksum: 0 };
+        let place = Place(u64::from(self.tickets) << 20);
+        self.core.handle_record(Entry { record, place, ticket: Ticket(self.tickets) });
+        self.tickets += 1;
+    }
+
+    fn write(&mut self) {
+        self.record(Kind::Write, 0, 0, 4096);
+    }
+
+    fn turn(&mut self) -> Vec<Effect> {
+        self.core.handle_turn(self.now, &mut self.blocks, &mut self.effects);
+        std::mem::take(&mut self.effects)
+    }
+
+    /// A turn's frames.
+    fn frames(&mut self) -> Vec<FrameId> {
+        let frame = |effect: &Effect| if let Effect::WriteFrame(id) = effect { Some(*id) } else { None };
+        self.turn().iter().filter_map(frame).collect()
+    }
+
+    fn answers(&mut self) -> Vec<u32> {
+        let answer = |effect: &Effect| if let Effect::Answer(ticket) = effect { Some(ticket.0) } else { None };
+        self.turn().iter().filter_map(answer).collect()
+    }
+
+    fn acked(&mut self, seq: u64) {
+        self.core.handle_report(Report::Stored(Seq(seq)), &mut self.effects);
+    }
+
+    fn written(&mut self, id: FrameId) {
+        self.core.handle_frame_written(id, &mut self.effects);
+    }
+
+    /// One write, stored on both sides.
+    fn store(&mut self) {
+        self.write();
+        for id in self.frames() {
+            self.written(id);
+        }
+        self.acked(self.core.last().0);
+        assert_eq!(self.answers(), [self.tickets - 1]);
+    }
+
+    /// Flushes all that may be flushed, up to the superblock; true when one is to be written.
+    fn flush(&mut self) -> bool {
+        let mut superblock = false;
+        for _ in 0..4 {
+            while self.core.next_flush(&mut Vec::new()).is_some() {
+                self.core.handle_flush_written();
+            }
+            for effect in self.turn() {
+                match effect {
+                    Effect::SyncVolume(volume) => self.core.handle_volume_synced(volume),
+                    Effect::WriteSuperblock(..) => superblock = true,
+                    _ => {}
+                }
+            }
+        }
+        superblock
+    }
+
+    fn signals(&mut self) -> Vec<Signal> {
+        let mut signals = Vec::new();
+        while let Some(send) = self.core.next_to_send() {
+            if let Send::Block(block) = send {
+                signals.push(Signal::decode(&block).unwrap());
+            }
+        }
+        signals
+    }
+}
+
+#[test]
+fn an_idle_source_frames_one_record_and_a_busy_one_gathers() {
+    let mut rig = Rig::connected(Durability::Always);
+    rig.write();
+    let first = rig.frames();
+    assert_eq!(first.len(), 1);
+    (0..3).for_each(|_| rig.write());
+    assert_eq!(rig.frames(), []);
+    rig.written(first[0]);
+    rig.acked(1);
+    let second = rig.frames();
+    assert_eq!(rig.core.frame_pieces(second[0], &mut Vec::new()).unwrap().entries, 1..4);
+}
+
+#[test]
+fn answers_wait_for_both_sides_and_for_all_before() {
+    let mut rig = Rig::connected(Durability::Always);
+    rig.write();
+    let first = rig.frames()[0];
+    (0..8).for_each(|_| rig.write());
+    let second = rig.frames()[0];
+    rig.acked(9);
+    rig.written(second);
+    assert!(rig.answers().is_empty(), "the first isn't written");
+    let mut found = Vec::new();
+    rig.core.read(0, 0..4096, &mut found);
+    assert_eq!(found[0].found, Found::Device, "what isn't committed isn't read");
+    rig.written(first);
+    assert_eq!(rig.answers(), (0..9).collect::<Vec<_>>());
+    rig.core.read(0, 0..4096, &mut found);
+    assert_eq!(found[1].found, Found::Memory(Place(8 << 20)));
+}
+
+#[test]
+fn a_forced_write_waits_for_the_journal_sync() {
+    let mut rig = Rig::connected(Durability::Flush);
+    rig.store();
+    rig.record(Kind::Write, RECORD_FUA, 0, 4096);
+    let id = rig.frames()[0];
+    rig.acked(2);
+    rig.written(id);
+    let effects = rig.turn();
+    assert!(matches!(effects[..], [Effect::SyncJournal]), "{effects:?}");
+    rig.core.handle_journal_synced(&mut rig.effects);
+    assert_eq!(rig.answers(), [1]);
+}
+
+#[test]
+fn a_half_is_clean_after_flush_apply_and_superblock() {
+    let mut rig = Rig::connected(Durability::Always);
+    rig.store();
+    rig.core.handle_sync(7);
+    assert!(matches!(rig.turn()[..], [Effect::Switched(_)]));
+    let last = rig.core.halves()[1].last;
+    let resume = Signal::Resume { common: Mark::default(), from_scratch: false };
+    assert_eq!(rig.signals(), [resume, Signal::Sync { last, whole: true }]);
+    assert!(!rig.flush());
+    assert_eq!(rig.core.halves()[1].state, State::Flushed);
+    rig.core.handle_report(Report::Applied(last), &mut rig.effects);
+    assert!(rig.flush());
+    assert_eq!((rig.core.halves()[1].state, rig.core.verified()), (State::Flushed, Seq(1)));
+    rig.core.handle_superblock_written(&mut rig.effects);
+    let effects = rig.turn();
+    assert!(matches!(effects[..], [Effect::Release(..), Effect::Release(..), Effect::SyncDone(7)]), "{effects:?}");
+    assert_eq!(rig.core.halves()[1].state, State::Clean);
+}
+
+#[test]
+fn the_sync_signal_waits_until_the_destination_holds_the_fill() {
+    let mut rig = Rig::connected(Durability::Always);
+    rig.store();
+    rig.core.handle_sync(1);
+    rig.turn();
+    rig.core.handle_link_down();
+    // It comes back without what it had acknowledged.
+    rig.welcome(Mark::default());
+    rig.turn();
+    assert_eq!(rig.signals().len(), 1, "resume, and no sync signal");
+    rig.acked(1);
+    assert!(matches!(rig.signals()[..], [Signal::Sync { .. }]));
+}
+
+#[test]
+fn writes_wait_while_both_halves_are_in_use() {
+    let mut rig = Rig::new(Durability::Always, false);
+    let mut answered = 0;
+    for _ in 0..400 {
+        rig.write();
+        for id in rig.frames() {
+            rig.written(id);
+        }
+        answered += rig.answers().len();
+    }
+    assert!(answered > 100 && answered < 400, "{answered}");
+    assert!(rig.core.waiting() > 0 && rig.core.halves().iter().all(|half| half.state > State::Open));
+    assert!(rig.flush());
+    assert_eq!(rig.frames(), [], "the superblock isn't durable");
+    // The second half was flushed meanwhile, so another superblock follows.
+    (0..2).for_each(|_| rig.core.handle_superblock_written(&mut rig.effects));
+    assert!(!rig.frames().is_empty(), "the half that became clean takes them");
+}
+
+#[test]
+fn an_old_half_switches_where_it_can_be_stored() {
+    let mut rig = Rig::connected(Durability::Always);
+    rig.store();
+    assert_eq!(rig.core.next_deadline(), Some(NOW + Duration::from_secs(10)));
+    rig.core.handle_link_down();
+    assert_eq!(rig.core.next_deadline(), None, "a switch would only waste the half");
+    rig.now += Duration::from_secs(10);
+    assert!(rig.turn().is_empty());
+    rig.welcome(rig.core.halves()[1].last);
+    assert!(matches!(rig.turn()[..], [Effect::Switched(_)]));
+}
+
+#[test]
+fn a_fenced_source_makes_no_frame() {
+    let mut rig = Rig::connected(Durability::Always);
+    let welcome = Welcome::refuse(Verdict::Fenced, Epoch(2), "");
+    rig.core.handle_welcome(&welcome, &mut rig.effects);
+    rig.write();
+    let effects = rig.turn();
+    assert!(matches!(effects[..], [Effect::WriteSuperblock(..), Effect::Fenced(Epoch(2))]), "{effects:?}");
+    assert_eq!(rig.core.superblock().fenced_by, Epoch(2));
+}
+
+#[test]
+fn a_destination_with_another_history_is_turned_away() {
+    let mut rig = Rig::new(Durability::Always, true);
+    rig.welcome(Mark { fill: Fill(1), seq: Seq(3), digest: Digest(4) });
+    let effects = rig.turn();
+    let [Effect::ClosePeer(reason)] = &effects[..] else { panic!("{effects:?}") };
+    assert!(reason.contains("parted") && rig.core.next_to_send().is_none(), "{reason}");
+}
+
+#[test]
+fn a_fresh_destination_gets_a_copy_and_the_fill_that_makes_it_whole() {
+    let mut rig = Rig::new(Durability::Always, true);
+    let fresh = Welcome { fresh: true, ..Welcome::refuse(Verdict::Welcome, Epoch(1), "") };
+    rig.core.handle_welcome(&fresh, &mut rig.effects);
+    let effects = rig.turn();
+    assert!(matches!(effects[..], [Effect::WriteSuperblock(..)]), "{effects:?}");
+    assert!(rig.signals().is_empty(), "that the copy starts over must be durable first");
+    rig.core.handle_superblock_written(&mut rig.effects);
+    assert!(matches!(rig.signals()[..], [Signal::Resume { from_scratch: true, .. }]));
+    let (number, window) = rig.core.next_copy().unwrap();
+    assert_eq!((window.offset, window.length), (0, 1 << 20));
+    let record = Record { volume: 0, kind: Kind::Trim, flags: RECORD_COPY, offset: 0, length: 1 << 20, checksum: 0 };
+    let entry = Entry { record, place: Place(0), ticket: Ticket::NONE };
+    rig.core.handle_copied(number, vec![entry], &mut rig.effects);
+    let id = rig.frames()[0];
+    rig.written(id);
+    assert!(rig.core.copied().is_some());
+    rig.acked(1);
+    rig.turn();
+    assert_eq!(rig.core.copied(), None);
+    assert!(matches!(rig.signals()[..], [Signal::Sync { whole: true, .. }]));
+    assert!(rig.core.next_flush(&mut Vec::new()).is_none(), "the volume has these bytes already");
+}
