@@ -73,7 +73,7 @@ impl DestinationNode {
         let Some(op) = self.io.complete(rng) else { return false };
         match op {
             Op::Store(op) => self.core.handle_stored(op, &mut self.effects),
-            Op::FileSync => self.core.handle_files_synced(&mut self.effects),
+            Op::FileSync => self.core.handle_file_synced(&mut self.effects),
             Op::State => self.core.handle_state_written(&mut self.effects),
             Op::Apply => self.core.handle_applied(),
             Op::ImageSync(volume) => self.core.handle_image_synced(volume),
@@ -155,7 +155,7 @@ impl DestinationNode {
             for effect in effects {
                 match effect {
                     Effect::Report(report) => link.send_to_source(Message::Report(report)),
-                    Effect::SyncFiles => self.io.sync(Op::FileSync, [0, 1].into_iter()),
+                    Effect::SyncFile(half) => self.io.sync(Op::FileSync, [half].into_iter()),
                     Effect::WriteState(block, offset) => {
                         let decoded = decode(&block, self.core.superblock());
                         assert_eq!(*remember(known, &decoded), *block);

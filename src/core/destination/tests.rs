@@ -155,7 +155,7 @@ impl Rig {
             for effect in std::mem::take(&mut self.effects) {
                 match effect {
                     Effect::SyncImage(volume) => self.core.handle_image_synced(volume),
-                    Effect::SyncFiles => self.core.handle_files_synced(&mut self.effects),
+                    Effect::SyncFile(_) => self.core.handle_file_synced(&mut self.effects),
                     Effect::WriteState(..) => written = true,
                     other => self.effects.push(other),
                 }
@@ -227,14 +227,14 @@ fn a_frame_that_asks_for_it_is_synced_before_it_is_acknowledged() {
     rig.stored(1);
     assert_eq!(rig.reports(), []);
     rig.core.handle_turn(&mut rig.effects);
-    assert!(matches!(rig.effects[..], [Effect::SyncFiles]), "{:?}", rig.effects);
+    assert!(matches!(rig.effects[..], [Effect::SyncFile(_)]), "{:?}", rig.effects);
     // This one came too late for the sync that is under way.
     rig.stored(1);
     rig.effects.clear();
-    rig.core.handle_files_synced(&mut rig.effects);
+    rig.core.handle_file_synced(&mut rig.effects);
     assert_eq!(rig.reports(), [Report::Stored(Seq(2))]);
     rig.core.handle_turn(&mut rig.effects);
-    assert!(matches!(rig.effects[..], [Effect::SyncFiles]), "{:?}", rig.effects);
+    assert!(matches!(rig.effects[..], [Effect::SyncFile(_)]), "{:?}", rig.effects);
 }
 
 /// The source takes what a welcome names for acknowledged: so it waits for the sync.
@@ -246,7 +246,7 @@ fn a_welcome_waits_until_what_it_names_is_stable() {
     rig.core.handle_disconnected();
     assert!(rig.core.welcome(&superblock(Role::Source)).is_err());
     rig.core.handle_turn(&mut rig.effects);
-    rig.core.handle_files_synced(&mut rig.effects);
+    rig.core.handle_file_synced(&mut rig.effects);
     assert_eq!(rig.connect().boundaries.last(), Some(&mark));
 }
 
@@ -344,9 +344,9 @@ fn only_what_is_stable_is_applied() {
     rig.signal(Signal::Sync { last, whole: true }).unwrap();
     rig.effects.clear();
     rig.core.handle_turn(&mut rig.effects);
-    assert!(matches!(rig.effects[..], [Effect::SyncFiles]), "{:?}", rig.effects);
+    assert!(matches!(rig.effects[..], [Effect::SyncFile(_)]), "{:?}", rig.effects);
     assert!(rig.core.next_apply(&mut Vec::new()).is_none());
-    rig.core.handle_files_synced(&mut rig.effects);
+    rig.core.handle_file_synced(&mut rig.effects);
     assert!(rig.core.next_apply(&mut Vec::new()).is_some());
 }
 
