@@ -33,7 +33,7 @@ impl Zeroing {
         let chunk = CHUNK_BYTES as u64;
         let bytes = self.length.min(CHUNKS * chunk);
         let mut pieces: Vec<(Place, u64)> = (0..bytes / chunk).map(|_| (zeros, chunk)).collect();
-        if bytes % chunk > 0 {
+        if !bytes.is_multiple_of(chunk) {
             pieces.push((zeros, bytes % chunk));
         }
         ring.write(token(self), disk.fd(), self.offset, &pieces, false);

@@ -163,7 +163,7 @@ impl Destination {
     ) -> Result<(), String> {
         for (record, _) in &records {
             let volume = self.superblock.volumes.get(usize::from(record.volume));
-            if !volume.is_some_and(|volume| record.end() <= volume.size_bytes) {
+            if volume.is_none_or(|volume| record.end() > volume.size_bytes) {
                 return Err(format!(
                     "a record beyond its volume (volume {}, {} bytes from byte {})",
                     record.volume, record.length, record.offset
