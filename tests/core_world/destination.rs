@@ -57,11 +57,13 @@ impl DestinationNode {
         let memory = [io.disks[0].bytes().to_vec(), io.disks[1].bytes().to_vec()];
         let recovered = recovery::recover([&memory[0], &memory[1]], superblock.source, superblock.clean);
         let recovered = recovered.unwrap_or_else(|damage| panic!("the destination's journal files: {damage}"));
+        // The crash came after the promote's last write: the images are served as they are.
+        let promoted = superblock.promoted.then_some(superblock.clean);
         let core = Destination::recover(superblock, recovered, |found| {
             let half = &memory[found.header.fill.half()];
             records(&found.header, block_at(half, found.header.position).unwrap())
         });
-        DestinationNode { core, io, memory, effects: Vec::new(), promoted: None }
+        DestinationNode { core, io, memory, effects: Vec::new(), promoted }
     }
 
     pub fn crash(self, how: Crash, rng: &mut Rng) -> Vec<Disk> {
