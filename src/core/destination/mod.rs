@@ -287,15 +287,18 @@ impl Destination {
     fn some_boundaries(&self) -> Vec<Mark> {
         let (mut back, mut step) = (0, 1);
         let mut marks = Vec::new();
-        while back < self.boundaries.len() && marks.len() < MAX_BOUNDARIES - 1 {
+        while back < self.boundaries.len() && marks.len() < MAX_BOUNDARIES - 3 {
             marks.push(self.boundaries[self.boundaries.len() - 1 - back].0);
             if back >= MAX_BOUNDARIES / 2 {
                 step *= 2;
             }
             back += step;
         }
-        marks.extend(self.boundaries.front().map(|(mark, _)| *mark));
-        marks.reverse();
+        // Whatever a source lost, it has the ends of the fills that it signalled.
+        let sealed = self.halves.iter().filter(|half| half.state == State::Sealed).map(|half| half.last);
+        marks.extend(self.boundaries.front().map(|(mark, _)| *mark).into_iter().chain(sealed));
+        marks.sort_by_key(|mark| mark.seq);
+        marks.dedup();
         marks
     }
 
