@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Entries of the submission queue; more wait in a list of our own.
 const ENTRIES: u32 = 512;
@@ -265,6 +265,19 @@ impl<T: Copy> Ring<T> {
                 }
                 self.free.push(index);
             }
+        }
+    }
+
+    /// Waits until nothing is under way any more, 30 s at the most. For an engine's end: what completes is of no
+    /// interest, but its memory must not go before.
+    pub fn drain(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut finished = Vec::new();
+        while self.under_way > 0 && Instant::now() < deadline {
+            if self.wait(Some(Duration::from_millis(100)), &mut finished).is_err() {
+                break;
+            }
+            finished.clear();
         }
     }
 

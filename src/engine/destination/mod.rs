@@ -21,7 +21,6 @@ use receive::Peer;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 pub use receive::check_images;
@@ -83,14 +82,7 @@ impl Engine {
     fn run(mut self) -> Result<Ended, EngineError> {
         let outcome = self.serve();
         self.close_peer("the destination stops");
-        let mut finished = Vec::new();
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while self.ring.under_way() > 0 && Instant::now() < deadline {
-            if self.ring.wait(Some(Duration::from_millis(100)), &mut finished).is_err() {
-                break;
-            }
-            finished.clear();
-        }
+        self.ring.drain();
         outcome?;
         Ok(match self.promoted {
             Some(mark) => Ended::Promoted(mark, self.images),

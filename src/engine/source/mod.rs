@@ -33,7 +33,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::{oneshot, watch};
 
 pub use start::{Handle, Plan, Volume, spawn};
@@ -160,14 +160,7 @@ impl Engine {
             shut_down(&client.socket);
         }
         self.close_peer("stopping");
-        let mut finished = Vec::new();
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while self.ring.under_way() > 0 && Instant::now() < deadline {
-            if self.ring.wait(Some(Duration::from_millis(100)), &mut finished).is_err() {
-                break;
-            }
-            finished.clear();
-        }
+        self.ring.drain();
         if failed {
             tracing::error!("stopped after a failure; clients' connections were closed without a reply");
         }
