@@ -81,7 +81,12 @@ pub fn follows(header: &Header, source: Id, fill: Fill, position: u64, after: Ma
 }
 
 /// Finds what counts in both halves, given where the clean part ends.
-pub fn recover(halves: [&[u8]; 2], source: Id, clean: Mark) -> Result<Recovered, Damage> {
+///
+/// `vouched` tells whether the headers' word on what was committed holds for this very journal. It doesn't at a
+/// destination whose image isn't whole: a source sends a new destination frames that speak of an earlier one. There a
+/// chain that breaks is taken for torn; nothing is lost by that, for such an image can't be promoted, and the source
+/// sends again what is missing.
+pub fn recover(halves: [&[u8]; 2], source: Id, clean: Mark, vouched: bool) -> Result<Recovered, Damage> {
     let mut found = Recovered { end: clean, ..Recovered::default() };
     let (first, second) = (clean.fill.next(), clean.fill.next().next());
     let mut broken = chain(halves, source, first, &mut found.end, &mut found.first);
@@ -101,7 +106,7 @@ pub fn recover(halves: [&[u8]; 2], source: Id, clean: Mark) -> Result<Recovered,
         .map(|header| header.committed)
         .max();
     match committed {
-        Some(committed) if committed > found.end.seq => {
+        Some(committed) if vouched && committed > found.end.seq => {
             let (fill, position, reason) = broken;
             Err(Damage { fill, position, reason, committed, held: found.end.seq })
         }
@@ -180,7 +185,7 @@ mod tests {
         }
 
         fn recover(&self) -> Result<Recovered, Damage> {
-            recover([&self.halves[0], &self.halves[1]], Id([1; 16]), Journal::new().end)
+            recover([&self.halves[0], &self.halves[1]], Id([1; 16]), Journal::new().end, true)
         }
     }
 
@@ -235,6 +240,10 @@ mod tests {
         let damage = journal.recover().unwrap_err();
         assert_eq!((damage.fill, damage.position, damage.committed, damage.held), (Fill(5), 8192, Seq(12), Seq(11)));
         assert!(damage.reason.contains("payload of record 12"), "{damage}");
+        // A destination that these frames were sent to again never had what they speak of.
+        let halves = [&journal.halves[0][..], &journal.halves[1][..]];
+        let found = recover(halves, Id([1; 16]), Journal::new().end, false).unwrap();
+        assert_eq!((found.first.len(), found.second.len(), found.end.seq), (1, 0, Seq(11)));
     }
 
     #[test]

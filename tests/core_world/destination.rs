@@ -55,7 +55,8 @@ impl DestinationNode {
         (0..=SUPERBLOCKS).for_each(|disk| io.sync_now(disk));
         io.write_now(SUPERBLOCKS, superblock.copy_offset(), &remember(known, &superblock)[..]);
         let memory = [io.disks[0].bytes().to_vec(), io.disks[1].bytes().to_vec()];
-        let recovered = recovery::recover([&memory[0], &memory[1]], superblock.source, superblock.clean);
+        let recovered =
+            recovery::recover([&memory[0], &memory[1]], superblock.source, superblock.clean, superblock.whole);
         let recovered = recovered.unwrap_or_else(|damage| panic!("the destination's journal files: {damage}"));
         // The crash came after the promote's last write: the images are served as they are.
         let promoted = superblock.promoted.then_some(superblock.clean);

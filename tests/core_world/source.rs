@@ -120,7 +120,7 @@ impl SourceNode {
         let mut io = Io::new(disks);
         let mut superblock = newest(&io.disks[SUPERBLOCKS], known);
         let halves = [io.disks[0].bytes().to_vec(), io.disks[1].bytes().to_vec()];
-        let recovered = recovery::recover([&halves[0], &halves[1]], superblock.source, superblock.clean);
+        let recovered = recovery::recover([&halves[0], &halves[1]], superblock.source, superblock.clean, true);
         let recovered = recovered.unwrap_or_else(|damage| panic!("the source's journal: {damage}"));
         superblock.incarnation += 1;
         superblock.generation += 1;

@@ -169,7 +169,7 @@ fn prepare(
     let files: [Disk; 2] = files.try_into().map_err(|_| anyhow::anyhow!("two journal files were opened"))?;
     // SAFETY: nothing is under way yet.
     let halves = [0, 1].map(|half| unsafe { memory.bytes(half_place(half_bytes, half), half_bytes as usize) });
-    let recovered = recovery::recover(halves, superblock.source, superblock.clean)
+    let recovered = recovery::recover(halves, superblock.source, superblock.clean, superblock.whole)
         .map_err(|damage| anyhow::anyhow!("journal files in {}: {damage}", path.display()))?;
     let (name, applied) = (superblock.name.clone(), superblock.clean);
     let core = Destination::recover(superblock, recovered, |found| {

@@ -120,8 +120,8 @@ fn prepare(
     }
     // SAFETY: nothing is under way yet.
     let halves = [0, 1].map(|half| unsafe { memory.bytes(Place(half * half_bytes), half_bytes as usize) });
-    let recovered =
-        recovery::recover(halves, superblock.source, superblock.clean).map_err(|damage| journal.error(&damage))?;
+    let recovered = recovery::recover(halves, superblock.source, superblock.clean, true)
+        .map_err(|damage| journal.error(&damage))?;
     if recovered.end.seq > superblock.clean.seq {
         tracing::info!("recovered {} to {} from the journal", superblock.clean, recovered.end);
     }
