@@ -2,7 +2,7 @@
 
 use crate::format::block::{Block, BlockError};
 use crate::format::superblock::Superblock;
-use crate::format::wire::{self, HELLO, Welcome};
+use crate::format::wire::{self, HELLO, WELCOME, Welcome};
 use crate::limits::BLOCK_BYTES;
 use anyhow::{Context as _, bail};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -40,7 +40,7 @@ pub fn into_owned_fd(stream: TcpStream) -> anyhow::Result<OwnedFd> {
 /// Introduces this source at a destination, and returns what it says.
 pub async fn introduce(stream: &mut TcpStream, source: &Superblock) -> anyhow::Result<Welcome> {
     stream.write_all(&*wire::encode_hello(source)).await.context("the destination closed the connection")?;
-    let block = receive(stream, *b"NBDMWELC", WELCOME_LIMIT).await?;
+    let block = receive(stream, WELCOME, WELCOME_LIMIT).await?;
     Welcome::decode(&block).map_err(|error| not_ours(&error))
 }
 

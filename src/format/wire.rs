@@ -23,7 +23,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Magic of a hello: a source's superblock in another envelope.
 pub const HELLO: [u8; 8] = *b"NBDMHELO";
-const WELCOME: [u8; 8] = *b"NBDMWELC";
+/// Magic of a welcome.
+pub const WELCOME: [u8; 8] = *b"NBDMWELC";
 /// Magic of a signal.
 pub const SIGNAL: [u8; 8] = *b"NBDMSIGN";
 

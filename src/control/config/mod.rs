@@ -18,18 +18,19 @@ use std::fmt::Display;
 use std::hash::Hash;
 use std::path::{Path, PathBuf};
 
+use crate::limits;
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Most volumes of one source: they share its journal and its memory.
-pub const MAX_VOLUMES: usize = 32;
+pub const MAX_VOLUMES: usize = limits::MAX_VOLUMES;
 /// Longest name of a source or a volume, in bytes.
-pub const MAX_NAME_LEN_BYTES: usize = 64;
+pub const MAX_NAME_LEN_BYTES: usize = limits::MAX_NAME_BYTES;
 /// Smallest journal, both halves together, in bytes.
-pub const MIN_JOURNAL_BYTES: u64 = 16 << 20;
+pub const MIN_JOURNAL_BYTES: u64 = 2 * limits::MIN_HALF_BYTES;
 /// Largest journal, both halves together, in bytes: both halves are in memory too.
-pub const MAX_JOURNAL_BYTES: u64 = 64 << 30;
+pub const MAX_JOURNAL_BYTES: u64 = 2 * limits::MAX_HALF_BYTES;
 /// A journal's size is a multiple of this, in bytes.
 pub const JOURNAL_UNIT_BYTES: u64 = 2 << 20;
 /// Longest path of a Unix socket, in bytes: the kernel's `sun_path` less its final zero (unix(7)).
