@@ -8,6 +8,8 @@ pub const MAX_RECORDS_PER_FRAME: usize = 124;
 pub const CHUNK_BYTES: usize = 128 << 10;
 /// The largest payload of one frame, in bytes.
 pub const MAX_FRAME_PAYLOAD_BYTES: usize = 1 << 20;
+/// The largest frame with its header block, in bytes.
+pub const MAX_FRAME_BYTES: usize = BLOCK_BYTES + MAX_FRAME_PAYLOAD_BYTES;
 /// Frames that may be under way (not yet stored on both sides) at once. It bounds by how many frames two sides that crashed can differ.
 pub const MAX_FRAMES_IN_FLIGHT: usize = 16;
 /// The last frame boundaries that a destination names when a source connects.
@@ -16,7 +18,7 @@ pub const MAX_BOUNDARIES: usize = 64;
 pub const MAX_VOLUMES: usize = 32;
 /// Longest name of a source or a volume, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
-/// Smallest half of a journal, in bytes.
+/// Smallest half of a journal that can be configured, in bytes.
 pub const MIN_HALF_BYTES: u64 = 8 << 20;
 /// Largest half of a journal, in bytes.
 pub const MAX_HALF_BYTES: u64 = 32 << 30;
@@ -52,7 +54,7 @@ const _: () = {
     assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
     assert!(MAX_FRAME_PAYLOAD_BYTES >= CHUNK_BYTES);
     // A frame with its header always fits into an empty half.
-    assert!(MAX_FRAME_PAYLOAD_BYTES as u64 + (BLOCK_BYTES as u64) < MIN_HALF_BYTES);
+    assert!(MAX_FRAME_BYTES as u64 <= MIN_HALF_BYTES);
     // Whatever two crashed sides can differ by, the named boundaries reach back beyond it.
     assert!(MAX_FRAMES_IN_FLIGHT < MAX_BOUNDARIES);
     // Whole requests wait for memory; so the largest must fit beside another.

@@ -5,11 +5,13 @@
 //! later header proves that a missing frame was once safe on both sides: then the journal is damaged, and nobody
 //! may go on as if nothing had been there.
 
+use super::Place;
 use crate::format::block::Block;
 use crate::format::checksum;
-use crate::format::frame::{self, Header};
+use crate::format::frame::{self, Header, Record, padded};
 use crate::format::ids::{Fill, Id, Mark, Seq};
 use crate::limits::BLOCK_BYTES;
+use std::ops::Range;
 
 /// A frame that was found whole and in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,9 @@ pub struct Recovered {
     pub end: Mark,
 }
 
+/// A frame that was found, and its records with their places.
+pub type Rescanned = (Found, Vec<(Record, Place)>);
+
 /// A record that both sides once had is missing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -49,21 +54,69 @@ pub struct Damage {
     pub held: Seq,
 }
 
-/// The header block at a position of a half.
-pub fn block_at(half: &[u8], position: u64) -> Option<&Block> {
-    let start = usize::try_from(position).ok()?;
-    half.get(start..start.checked_add(BLOCK_BYTES)?)?.try_into().ok()
+/// Both halves as they can be read. Only checksums are asked of payload, so whoever keeps it needs no bytes for it.
+pub trait Halves {
+    /// Bytes of one half.
+    fn half_bytes(&self) -> u64;
+    /// The block at a position of a half; `None` where the half ends before.
+    fn block(&self, half: usize, position: u64) -> Option<&Block>;
+    /// The CRC-32C of bytes within a half.
+    fn checksum(&self, half: usize, range: Range<u64>) -> u32;
+}
+
+impl Halves for [&[u8]; 2] {
+    fn half_bytes(&self) -> u64 {
+        self[0].len().min(self[1].len()) as u64
+    }
+
+    fn block(&self, half: usize, position: u64) -> Option<&Block> {
+        self[half].get(usize::try_from(position).ok()?..)?.first_chunk()
+    }
+
+    fn checksum(&self, half: usize, range: Range<u64>) -> u32 {
+        checksum::crc32c(&self[half][range.start as usize..range.end as usize])
+    }
 }
 
 /// Checks that the frame at `position` is whole and follows `after` in `fill`; says why not.
-pub fn frame_at(half: &[u8], source: Id, fill: Fill, position: u64, after: Mark) -> Result<Found, String> {
-    let block = block_at(half, position).ok_or("the half ends here")?;
+pub fn frame_at(halves: &impl Halves, source: Id, fill: Fill, position: u64, after: Mark) -> Result<Found, String> {
+    let block = halves.block(fill.half(), position).ok_or("the half ends here")?;
     let header = Header::parse(block).map_err(|error| error.to_string())?;
     follows(&header, source, fill, position, after)?;
-    let payload = position as usize + BLOCK_BYTES;
-    let payload = half.get(payload..payload + header.payload_bytes as usize).ok_or("the frame exceeds its half")?;
-    frame::verify_payload(&header, block, payload).map_err(|error| error.to_string())?;
+    let payload = position + BLOCK_BYTES as u64;
+    if payload + u64::from(header.payload_bytes) > halves.half_bytes() {
+        return Err("the frame exceeds its half".into());
+    }
+    let checksum = |at: Range<usize>| halves.checksum(fill.half(), payload + at.start as u64..payload + at.end as u64);
+    frame::verify_payload(&header, block, checksum).map_err(|error| error.to_string())?;
     Ok(Found { header, mark: Mark { fill, seq: header.last(), digest: checksum::digest(block) } })
+}
+
+/// A frame's records with their payloads' places, given where the payload of the first is.
+pub fn records(header: &Header, block: &Block, payload: Place) -> Vec<(Record, Place)> {
+    let mut at = payload.0;
+    let with_place = |record: Record| {
+        let place = Place(at);
+        at += padded(record.payload_bytes()) as u64;
+        (record, place)
+    };
+    header.records(block).map(with_place).collect()
+}
+
+/// The frames of a fill from its start, which `before` names, up to a mark. `half_at` is the half's place in memory.
+pub fn rescan(halves: &impl Halves, source: Id, before: Mark, until: Mark, half_at: Place) -> Vec<Rescanned> {
+    let fill = until.fill;
+    let (mut found, mut end, mut position) = (Vec::new(), before, 0);
+    while end.seq < until.seq
+        && let Ok(frame) = frame_at(halves, source, fill, position, end)
+        && let Some(block) = halves.block(fill.half(), position)
+    {
+        let payload = Place(half_at.0 + position + BLOCK_BYTES as u64);
+        found.push((frame, records(&frame.header, block, payload)));
+        position += frame.header.frame_bytes();
+        end = frame.mark;
+    }
+    found
 }
 
 /// Checks that a header stands where it belongs: right after the boundary `after`.
@@ -86,7 +139,7 @@ pub fn follows(header: &Header, source: Id, fill: Fill, position: u64, after: Ma
 /// destination whose image isn't whole: a source sends a new destination frames that speak of an earlier one. There a
 /// chain that breaks is taken for torn; nothing is lost by that, for such an image can't be promoted, and the source
 /// sends again what is missing.
-pub fn recover(halves: [&[u8]; 2], source: Id, clean: Mark, vouched: bool) -> Result<Recovered, Damage> {
+pub fn recover(halves: &impl Halves, source: Id, clean: Mark, vouched: bool) -> Result<Recovered, Damage> {
     let mut found = Recovered { end: clean, ..Recovered::default() };
     let (first, second) = (clean.fill.next(), clean.fill.next().next());
     let mut broken = chain(halves, source, first, &mut found.end, &mut found.first);
@@ -97,9 +150,10 @@ pub fn recover(halves: [&[u8]; 2], source: Id, clean: Mark, vouched: bool) -> Re
             broken = in_first;
         }
     }
-    let committed = halves
-        .iter()
-        .flat_map(|half| half.as_chunks::<BLOCK_BYTES>().0)
+    let positions = (0..halves.half_bytes()).step_by(BLOCK_BYTES);
+    let committed = positions
+        .flat_map(|position| [0, 1].map(|half| halves.block(half, position)))
+        .flatten()
         .filter(|block| block[..8] == frame::MAGIC)
         .filter_map(|block| Header::parse(block).ok())
         .filter(|header| header.source == source && (header.fill == first || header.fill == second))
@@ -115,10 +169,10 @@ pub fn recover(halves: [&[u8]; 2], source: Id, clean: Mark, vouched: bool) -> Re
 }
 
 /// Follows the chain through one fill; returns where and why it ends.
-fn chain(halves: [&[u8]; 2], source: Id, fill: Fill, end: &mut Mark, found: &mut Vec<Found>) -> (Fill, u64, String) {
+fn chain(halves: &impl Halves, source: Id, fill: Fill, end: &mut Mark, found: &mut Vec<Found>) -> (Fill, u64, String) {
     let mut position = 0;
     loop {
-        match frame_at(halves[fill.half()], source, fill, position, *end) {
+        match frame_at(halves, source, fill, position, *end) {
             Ok(frame) => {
                 position += frame.header.frame_bytes();
                 *end = frame.mark;
@@ -133,7 +187,7 @@ fn chain(halves: [&[u8]; 2], source: Id, fill: Fill, end: &mut Mark, found: &mut
 mod tests {
     use super::*;
     use crate::format::checksum::crc32c;
-    use crate::format::frame::{Kind, Record};
+    use crate::format::frame::Kind;
     use crate::format::ids::{Digest, Epoch};
 
     const HALF: usize = 64 * BLOCK_BYTES;
@@ -185,7 +239,7 @@ mod tests {
         }
 
         fn recover(&self) -> Result<Recovered, Damage> {
-            recover([&self.halves[0], &self.halves[1]], Id([1; 16]), Journal::new().end, true)
+            recover(&[&self.halves[0][..], &self.halves[1]], Id([1; 16]), Journal::new().end, true)
         }
     }
 
@@ -242,7 +296,7 @@ mod tests {
         assert!(damage.reason.contains("payload of record 12"), "{damage}");
         // A destination that these frames were sent to again never had what they speak of.
         let halves = [&journal.halves[0][..], &journal.halves[1][..]];
-        let found = recover(halves, Id([1; 16]), Journal::new().end, false).unwrap();
+        let found = recover(&halves, Id([1; 16]), Journal::new().end, false).unwrap();
         assert_eq!((found.first.len(), found.second.len(), found.end.seq), (1, 0, Seq(11)));
     }
 

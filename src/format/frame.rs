@@ -5,9 +5,10 @@
 //! it followed when it was made: leftovers of an earlier filling or of a crash never look like a continuation.
 
 use super::block::{self, Block, BlockError};
-use super::checksum::{self, crc32c};
+use super::checksum;
 use super::ids::{Digest, Epoch, Fill, Id, Seq};
 use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_RECORDS_PER_FRAME, MAX_VOLUMES};
+use std::ops::Range;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -275,12 +276,16 @@ pub struct PayloadError {
     pub computed: u32,
 }
 
-/// Checks every payload of a frame. `payload` is what follows the header block, `header.payload_bytes` long.
-pub fn verify_payload(header: &Header, block: &Block, payload: &[u8]) -> Result<(), PayloadError> {
+/// Checks every payload of a frame. `checksum` gives the CRC-32C of a range of what follows the header block.
+pub fn verify_payload(
+    header: &Header,
+    block: &Block,
+    checksum: impl Fn(Range<usize>) -> u32,
+) -> Result<(), PayloadError> {
     let mut at = 0;
     for (index, record) in header.records(block).enumerate() {
         let bytes = record.payload_bytes();
-        let computed = if bytes == 0 { 0 } else { crc32c(&payload[at..at + bytes]) };
+        let computed = if bytes == 0 { 0 } else { checksum(at..at + bytes) };
         if computed != record.checksum {
             return Err(PayloadError { seq: Seq(header.first.0 + index as u64), stored: record.checksum, computed });
         }
@@ -292,6 +297,7 @@ pub fn verify_payload(header: &Header, block: &Block, payload: &[u8]) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::checksum::crc32c;
 
     fn header() -> Header {
         Header {
@@ -330,7 +336,7 @@ mod tests {
         header.encode(records.iter(), &mut block);
         assert_eq!(Header::parse(&block), Ok(header));
         assert_eq!(header.records(&block).collect::<Vec<_>>(), records);
-        assert_eq!(verify_payload(&header, &block, &payload), Ok(()));
+        assert_eq!(verify_payload(&header, &block, |at| crc32c(&payload[at])), Ok(()));
         for bit in 0..BLOCK_BYTES * 8 {
             block[bit / 8] ^= 1 << (bit % 8);
             assert!(Header::parse(&block).is_err(), "bit {bit}");
@@ -338,7 +344,7 @@ mod tests {
         }
         let mut torn = payload.clone();
         torn[4096] ^= 1;
-        assert_eq!(verify_payload(&header, &block, &torn).unwrap_err().seq, Seq(7));
+        assert_eq!(verify_payload(&header, &block, |at| crc32c(&torn[at])).unwrap_err().seq, Seq(7));
     }
 
     #[test]

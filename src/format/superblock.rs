@@ -5,7 +5,7 @@
 
 use super::block::{self, Block, BlockError};
 use super::ids::{Epoch, Id, Mark, RawMark};
-use crate::limits::{BLOCK_BYTES, MAX_HALF_BYTES, MAX_NAME_BYTES, MAX_VOLUMES, MIN_HALF_BYTES};
+use crate::limits::{BLOCK_BYTES, MAX_FRAME_BYTES, MAX_HALF_BYTES, MAX_NAME_BYTES, MAX_VOLUMES};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -177,7 +177,9 @@ impl Superblock {
             return Err(BlockError::Field("volume count"));
         }
         let half_bytes = raw.half_bytes.get();
-        if !(MIN_HALF_BYTES..=MAX_HALF_BYTES).contains(&half_bytes) || !half_bytes.is_multiple_of(BLOCK_BYTES as u64) {
+        if !(MAX_FRAME_BYTES as u64..=MAX_HALF_BYTES).contains(&half_bytes)
+            || !half_bytes.is_multiple_of(BLOCK_BYTES as u64)
+        {
             return Err(BlockError::Field("size of a half"));
         }
         let volumes = raw.volumes[..count].iter().map(|volume| {

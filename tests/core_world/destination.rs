@@ -2,11 +2,12 @@
 
 use crate::disk::{Crash, Disk, Io, Rng};
 use crate::link::{Link, Message};
+use crate::source::block_at;
 use crate::source::{DEPTH, SUPERBLOCKS, Superblocks, VOLUMES, decode, newest, remember};
 use nbd_mirror::core::Place;
-use nbd_mirror::core::destination::{Destination, Effect, Rescanned, StoreOp};
+use nbd_mirror::core::destination::{Destination, Effect, StoreOp};
 use nbd_mirror::core::index::Action;
-use nbd_mirror::core::recovery::{self, block_at, frame_at};
+use nbd_mirror::core::recovery;
 use nbd_mirror::format::block::Block;
 use nbd_mirror::format::checksum;
 use nbd_mirror::format::frame::{self, Header, Record, padded};
@@ -56,7 +57,7 @@ impl DestinationNode {
         io.write_now(SUPERBLOCKS, superblock.copy_offset(), &remember(known, &superblock)[..]);
         let memory = [io.disks[0].bytes().to_vec(), io.disks[1].bytes().to_vec()];
         let recovered =
-            recovery::recover([&memory[0], &memory[1]], superblock.source, superblock.clean, superblock.whole);
+            recovery::recover(&[&memory[0][..], &memory[1]], superblock.source, superblock.clean, superblock.whole);
         let recovered = recovered.unwrap_or_else(|damage| panic!("the destination's journal files: {damage}"));
         // The crash came after the promote's last write: the images are served as they are.
         let promoted = superblock.promoted.then_some(superblock.clean);
@@ -108,16 +109,8 @@ impl DestinationNode {
                 let signal = Signal::decode(&block).unwrap();
                 let (memory, source) = (&self.memory, self.core.superblock().source);
                 let mut rescan = |before: Mark, until: Mark| {
-                    let half = &memory[until.fill.half()];
-                    let (mut found, mut end, mut position): (Vec<Rescanned>, _, _) = (Vec::new(), before, 0);
-                    while end.seq < until.seq
-                        && let Ok(frame) = frame_at(half, source, until.fill, position, end)
-                    {
-                        found.push((frame, records(&frame.header, block_at(half, position).unwrap())));
-                        position += frame.header.frame_bytes();
-                        end = frame.mark;
-                    }
-                    found
+                    let half_at = Place((until.fill.half() as u64) << 32);
+                    recovery::rescan(&[&memory[0][..], &memory[1]], source, before, until, half_at)
                 };
                 let outcome = self.core.handle_signal(signal, &mut rescan, &mut self.effects);
                 outcome.unwrap_or_else(|reason| panic!("the destination hangs up at {signal:?}: {reason}"));
@@ -132,7 +125,8 @@ impl DestinationNode {
         let header = Header::parse(block).map_err(|error| error.to_string())?;
         self.core.admit(&header)?;
         self.memory[header.fill.half()][header.position as usize..][..bytes.len()].copy_from_slice(bytes);
-        frame::verify_payload(&header, block, payload).map_err(|error| error.to_string())?;
+        frame::verify_payload(&header, block, |at| checksum::crc32c(&payload[at]))
+            .map_err(|error| error.to_string())?;
         self.core.handle_frame(&header, checksum::digest(block), records(&header, block))
     }
 

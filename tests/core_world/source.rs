@@ -6,7 +6,7 @@ use crate::link::{Link, Message};
 use nbd_mirror::core::copy::Window;
 use nbd_mirror::core::half::{Entry, Ticket};
 use nbd_mirror::core::index::{Action, Found, Segment};
-use nbd_mirror::core::recovery::{self, block_at};
+use nbd_mirror::core::recovery;
 use nbd_mirror::core::source::{Effect, FrameId, Headers, Send, Shape, Source};
 use nbd_mirror::core::{Durability, Place};
 use nbd_mirror::format::block::Block;
@@ -24,6 +24,10 @@ pub const VOLUMES: usize = 3;
 const SEND_WINDOW: usize = 12;
 /// Device writes of a flush or an apply under way.
 pub const DEPTH: u32 = 4;
+
+pub fn block_at(half: &[u8], position: u64) -> Option<&Block> {
+    half.get(position as usize..)?.first_chunk()
+}
 
 /// Names an operation under way.
 #[derive(Debug, Clone, Copy)]
@@ -120,7 +124,7 @@ impl SourceNode {
         let mut io = Io::new(disks);
         let mut superblock = newest(&io.disks[SUPERBLOCKS], known);
         let halves = [io.disks[0].bytes().to_vec(), io.disks[1].bytes().to_vec()];
-        let recovered = recovery::recover([&halves[0], &halves[1]], superblock.source, superblock.clean, true);
+        let recovered = recovery::recover(&[&halves[0][..], &halves[1]], superblock.source, superblock.clean, true);
         let recovered = recovered.unwrap_or_else(|damage| panic!("the source's journal: {damage}"));
         superblock.incarnation += 1;
         superblock.generation += 1;

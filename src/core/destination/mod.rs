@@ -14,7 +14,7 @@ mod tests;
 use super::Place;
 use super::flush::Flusher;
 use super::index::Index;
-use super::recovery::{Found, Recovered};
+use super::recovery::{Found, Recovered, Rescanned};
 use crate::format::block::Block;
 use crate::format::frame::Record;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
@@ -170,9 +170,6 @@ pub struct Destination {
     promoting: bool,
     verified: Seq,
 }
-
-/// A frame found in a half's memory, with its records and their places.
-pub type Rescanned = (Found, Vec<(Record, Place)>);
 
 impl Destination {
     /// Continues from what the journal files hold; `records` gives a found frame's records with their places.

@@ -4,8 +4,8 @@
 //! write is stable by itself; with `flush` a frame that asks for it, and all before it, is synced first.
 
 use super::super::Place;
-use super::super::recovery::follows;
-use super::{Destination, Effect, Half, Pending, Rescanned, State, StoreOp, Writing};
+use super::super::recovery::{Rescanned, follows};
+use super::{Destination, Effect, Half, Pending, State, StoreOp, Writing};
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Record};
 use crate::format::ids::{Digest, Mark, Seq};
 use crate::format::wire::{Report, Signal};

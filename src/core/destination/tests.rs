@@ -75,16 +75,7 @@ impl Rig {
     fn signal(&mut self, signal: Signal) -> Result<(), String> {
         let halves = self.halves.clone();
         let mut rescan = |before: Mark, until: Mark| {
-            let (mut found, mut end, mut position) = (Vec::new(), before, 0);
-            while end.seq < until.seq {
-                let half = &halves[until.fill.half()];
-                let frame = recovery::frame_at(half, Id([1; 16]), until.fill, position, end).unwrap();
-                let block = recovery::block_at(half, position).unwrap();
-                found.push((frame, frame.header.records(block).map(|record| (record, Place(0))).collect()));
-                position += frame.header.frame_bytes();
-                end = frame.mark;
-            }
-            found
+            recovery::rescan(&[&halves[0][..], &halves[1]], Id([1; 16]), before, until, Place(0))
         };
         self.core.handle_signal(signal, &mut rescan, &mut self.effects)
     }

@@ -6,11 +6,11 @@
 
 use super::{Engine, Token};
 use crate::core::Place;
-use crate::core::destination::{Rescanned, State};
-use crate::core::recovery::{block_at, frame_at};
+use crate::core::destination::State;
+use crate::core::recovery;
 use crate::format::checksum;
-use crate::format::frame::{self, Header, Record, padded};
-use crate::format::ids::{Fill, Mark};
+use crate::format::frame::{self, Header};
+use crate::format::ids::Mark;
 use crate::format::superblock::Superblock;
 use crate::format::wire::{REPORT_BYTES, Report, SIGNAL, Signal, Verdict, Welcome};
 use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, MAX_FRAME_PAYLOAD_BYTES};
@@ -243,9 +243,10 @@ impl Engine {
         // SAFETY: the frame is received whole; receives go behind it.
         let bytes = unsafe { self.memory.bytes(start, admitted.frame_bytes() as usize) };
         let Some((block, contents)) = bytes.split_first_chunk::<BLOCK_BYTES>() else { return Ok(false) };
-        frame::verify_payload(&admitted, block, contents).map_err(|error| error.to_string())?;
+        frame::verify_payload(&admitted, block, |at| checksum::crc32c(&contents[at]))
+            .map_err(|error| error.to_string())?;
         self.counters.written_bytes += u64::from(admitted.payload_bytes);
-        let records = records(&admitted, block, payload);
+        let records = recovery::records(&admitted, block, payload);
         self.core.handle_frame(&admitted, checksum::digest(block), records)?;
         Ok(true)
     }
@@ -265,7 +266,11 @@ impl Engine {
     fn handle_signal(&mut self, signal: Signal) -> Result<(), String> {
         let (memory, source) = (self.memory.clone(), self.core.superblock().source);
         let half_bytes = self.core.superblock().half_bytes;
-        let mut rescan = |before: Mark, until: Mark| scan(&memory, half_bytes, source, until.fill, before, until);
+        let mut rescan = |before: Mark, until: Mark| {
+            // SAFETY: called before anything new is received: the halves' bytes are stable.
+            let halves = [0, 1].map(|half| unsafe { memory.bytes(half_place(half_bytes, half), half_bytes as usize) });
+            recovery::rescan(&halves, source, before, until, half_place(half_bytes, until.fill.half()))
+        };
         self.core.handle_signal(signal, &mut rescan, &mut self.effects)
     }
 
@@ -309,48 +314,6 @@ impl Engine {
             Ok(_) => {}
         }
     }
-}
-
-/// A frame's records with their payloads' places.
-pub(super) fn records(header: &Header, block: &[u8; BLOCK_BYTES], payload: Place) -> Vec<(Record, Place)> {
-    let mut at = payload.0;
-    let with_place = |record: Record| {
-        let place = Place(at);
-        at += padded(record.payload_bytes()) as u64;
-        (record, place)
-    };
-    header.records(block).map(with_place).collect()
-}
-
-/// Finds the frames of a fill in memory, from the boundary before it up to a mark.
-fn scan(
-    memory: &crate::engine::memory::Memory,
-    half_bytes: u64,
-    source: crate::format::ids::Id,
-    fill: Fill,
-    before: Mark,
-    until: Mark,
-) -> Vec<Rescanned> {
-    let place = half_place(half_bytes, fill.half());
-    // SAFETY: called before anything new is received: the half's bytes are stable.
-    let half = unsafe { memory.bytes(place, half_bytes as usize) };
-    let (mut found, mut end, mut position) = (Vec::new(), before, 0);
-    while end.seq < until.seq
-        && let Ok(frame) = frame_at(half, source, fill, position, end)
-        && let Some(block) = block_at(half, position)
-    {
-        let payload = Place(place.0 + position + BLOCK_BYTES as u64);
-        found.push((frame, records(&frame.header, block, payload)));
-        position += frame.header.frame_bytes();
-        end = frame.mark;
-    }
-    found
-}
-
-/// For the start: the same for what recovery found.
-pub(super) fn recovered_records(half: &[u8], half_at: Place, header: &Header) -> Vec<(Record, Place)> {
-    let payload = Place(half_at.0 + header.position + BLOCK_BYTES as u64);
-    block_at(half, header.position).map(|block| records(header, block, payload)).unwrap_or_default()
 }
 
 /// Whether a hello's volumes fit the images; says what doesn't.

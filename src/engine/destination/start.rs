@@ -10,10 +10,11 @@ use super::super::disk::Disk;
 use super::super::memory::Memory;
 use super::super::ring::Ring;
 use super::super::source::EngineError;
-use super::receive::{half_place, memory_bytes, recovered_records};
+use super::receive::{half_place, memory_bytes};
 use super::{Ended, Engine};
+use crate::core::Place;
 use crate::core::destination::Destination;
-use crate::core::recovery;
+use crate::core::recovery::{self, Halves as _};
 use crate::format::ids::Mark;
 use crate::format::superblock::{Role, Superblock, Volume};
 use crate::limits::{BLOCK_BYTES, JOURNAL_DATA_OFFSET};
@@ -169,12 +170,14 @@ fn prepare(
     let files: [Disk; 2] = files.try_into().map_err(|_| anyhow::anyhow!("two journal files were opened"))?;
     // SAFETY: nothing is under way yet.
     let halves = [0, 1].map(|half| unsafe { memory.bytes(half_place(half_bytes, half), half_bytes as usize) });
-    let recovered = recovery::recover(halves, superblock.source, superblock.clean, superblock.whole)
+    let recovered = recovery::recover(&halves, superblock.source, superblock.clean, superblock.whole)
         .map_err(|damage| anyhow::anyhow!("journal files in {}: {damage}", path.display()))?;
     let (name, applied) = (superblock.name.clone(), superblock.clean);
     let core = Destination::recover(superblock, recovered, |found| {
-        let half = found.header.fill.half();
-        recovered_records(halves[half], half_place(half_bytes, half), &found.header)
+        let (half, position) = (found.header.fill.half(), found.header.position);
+        let payload = Place(half_place(half_bytes, half).0 + position + BLOCK_BYTES as u64);
+        let block = halves.block(half, position);
+        block.map(|block| recovery::records(&found.header, block, payload)).unwrap_or_default()
     });
     if core.stored().seq > applied.seq {
         tracing::info!("source {name}: recovered {applied} to {} from the journal files", core.stored());

@@ -9,7 +9,7 @@ use super::super::ring::Ring;
 use super::peer::PEER_BYTES;
 use super::{Engine, EngineError, Sender, journal_offset};
 use crate::core::half::{Entry, Ticket};
-use crate::core::recovery::{self, block_at};
+use crate::core::recovery::{self, Halves as _};
 use crate::core::source::{FrameId, Shape, Source};
 use crate::core::{Durability, Place};
 use crate::format::frame::{Header, padded};
@@ -120,7 +120,7 @@ fn prepare(
     }
     // SAFETY: nothing is under way yet.
     let halves = [0, 1].map(|half| unsafe { memory.bytes(Place(half * half_bytes), half_bytes as usize) });
-    let recovered = recovery::recover(halves, superblock.source, superblock.clean, true)
+    let recovered = recovery::recover(&halves, superblock.source, superblock.clean, true)
         .map_err(|damage| journal.error(&damage))?;
     if recovered.end.seq > superblock.clean.seq {
         tracing::info!("recovered {} to {} from the journal", superblock.clean, recovered.end);
@@ -135,18 +135,13 @@ fn prepare(
     let core = Source::recover(shape, superblock, recovered, |id, position| {
         let header_place = place(id, position);
         used.push((header_place, BLOCK_BYTES as u64));
-        let mut entries = Vec::new();
-        let mut at = header_place.0 + BLOCK_BYTES as u64;
-        let header =
-            block_at(halves[id.fill.half()], position).and_then(|block| Some((Header::parse(block).ok()?, block)));
-        for record in header.iter().flat_map(|(header, block)| header.records(block)) {
-            let bytes = padded(record.payload_bytes()) as u64;
-            if bytes > 0 {
-                used.push((Place(at), bytes));
-            }
-            entries.push(Entry { record, place: Place(at), ticket: Ticket::NONE });
-            at += bytes;
-        }
+        let header = halves.block(id.fill.half(), position).and_then(|block| Some((Header::parse(block).ok()?, block)));
+        let payload = Place(header_place.0 + BLOCK_BYTES as u64);
+        let records = header.map(|(header, block)| recovery::records(&header, block, payload)).unwrap_or_default();
+        let with_payload = records.iter().filter(|(record, _)| record.payload_bytes() > 0);
+        used.extend(with_payload.map(|(record, place)| (*place, padded(record.payload_bytes()) as u64)));
+        let entries =
+            records.into_iter().map(|(record, place)| Entry { record, place, ticket: Ticket::NONE }).collect();
         (header_place, entries)
     });
     if core.fenced() {
