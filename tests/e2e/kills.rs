@@ -1,0 +1,215 @@
+//! SIGKILL of source and destination at random moments, under a stamped load, in many short rounds; the same over a
+//! link that is cut, delayed, silent or delivers in crumbs; and rounds that end in a promote.
+//!
+//! No power is cut, so in both durabilities nothing that was answered may ever be lost. What else a copy must show is
+//! the ledger's matter (`harness/ledger.rs`).
+//!
+//! A seed decides whatever is random here, so a failure names its seed and its round. Round n of a seed draws from
+//! numbers of its own, but meets what the rounds before it left behind; so a replay begins with the first one.
+//!
+//! - `NBD_MIRROR_KILLS_SEED=n`: another seed than the usual one.
+//! - `NBD_MIRROR_KILLS_ROUNDS=n`: so many rounds in each of these tests.
+//! - `NBD_MIRROR_KILLS_TELL=1`: tell each round's story, with its milliseconds, not only that of one that failed.
+//! - `NBD_MIRROR_KILLS_KEEP=1`: leave all files where they are, to look into them.
+
+mod blows;
+mod link;
+mod promotes;
+mod trial;
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::harness::{Chance, Habits, Ledger, Load, MIB, Mirror, Plan, Proxy};
+
+/// Bytes of a volume, and of its part that is written to.
+const SIZE: u64 = 8 * MIB;
+const BLOCKS: usize = 1536;
+const VOLUMES: usize = 2;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}")))
+}
+
+fn keep() -> bool {
+    number("NBD_MIRROR_KILLS_KEEP") == Some(1)
+}
+
+/// What is tested, how long, and by which numbers.
+#[derive(Clone, Copy)]
+struct Run {
+    name: &'static str,
+    durability: &'static str,
+    seed: u64,
+    rounds: u64,
+    /// Whether a bad link lies between the two sides.
+    bad_link: bool,
+}
+
+impl Run {
+    fn new(name: &'static str, durability: &'static str, bad_link: bool, rounds: u64) -> Run {
+        let seed = number("NBD_MIRROR_KILLS_SEED").unwrap_or(20);
+        let rounds = number("NBD_MIRROR_KILLS_ROUNDS").unwrap_or(rounds);
+        Run { name, durability, seed, rounds, bad_link }
+    }
+
+    fn round(&self, round: u64) -> Round {
+        let parts = [self.seed, round, self.name.len() as u64, self.durability.len() as u64, u64::from(self.bad_link)];
+        Round { run: *self, round, chance: Chance::new(&parts), start: Instant::now(), story: RefCell::default() }
+    }
+}
+
+/// One round: its numbers, and what it did so far. A round that fails tells both.
+struct Round {
+    run: Run,
+    round: u64,
+    chance: Chance,
+    start: Instant,
+    story: RefCell<Vec<String>>,
+}
+
+impl Round {
+    fn tell(&self, what: impl Into<String>) {
+        self.story.borrow_mut().push(format!("{} ms: {}", self.start.elapsed().as_millis(), what.into()));
+    }
+
+    /// For messages: what was checked, and how to have it again.
+    fn what(&self, checked: &str) -> String {
+        let Run { name, durability, seed, .. } = self.run;
+        format!("{name}, {durability}, seed {seed}, round {}: {checked}", self.round)
+    }
+
+    /// The load of this round.
+    fn load(&self, site: &Site) -> Load {
+        let habits = Habits { seed: self.chance.clone().next(), largest: 64, mixed: true };
+        Load::with(&site.ledger, &site.mirror.exports(), 2, habits)
+    }
+}
+
+impl Drop for Round {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        if failed || number("NBD_MIRROR_KILLS_TELL") == Some(1) {
+            self.tell(if failed { "it failed" } else { "it ended well" });
+            eprintln!("---- {}", self.what(&self.story.borrow().join(", ")));
+        }
+        if failed {
+            let Run { seed, rounds, .. } = self.run;
+            eprintln!(
+                "---- again: NBD_MIRROR_KILLS_SEED={seed} NBD_MIRROR_KILLS_ROUNDS={}",
+                rounds.max(self.round + 1)
+            );
+        }
+    }
+}
+
+/// A mirror with its ledger, and the link between its two sides.
+struct Site {
+    mirror: Mirror,
+    ledger: Arc<Ledger>,
+    proxy: Option<Arc<Proxy>>,
+}
+
+impl Site {
+    /// Two volumes, mirrored, in step, and never written to.
+    #[track_caller]
+    fn start(run: &Run) -> Site {
+        let mut plan = Plan::new(&[SIZE; VOLUMES]);
+        plan.dir.disable_cleanup(keep());
+        plan.source.durability = run.durability.to_owned();
+        // The smallest halves and a short age: kills meet switches, flushes and applies.
+        plan.source.journal_size = "16MiB".to_owned();
+        plan.source.max_age = "100ms".to_owned();
+        let proxy = run.bad_link.then(|| Arc::new(Proxy::start(plan.destination.listen, 0)));
+        if let Some(proxy) = &proxy {
+            plan.source.destination = Some(proxy.address);
+        }
+        let mirror = plan.start();
+        mirror.assert_in_step();
+        Site { mirror, ledger: Arc::new(Ledger::new(VOLUMES, BLOCKS, true)), proxy }
+    }
+
+    fn calm(&self) {
+        if let Some(proxy) = &self.proxy {
+            proxy.calm();
+        }
+    }
+}
+
+/// Copies a folder with all that is in it.
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("make a folder");
+    for entry in std::fs::read_dir(from).expect("list a folder") {
+        let entry = entry.expect("list a folder");
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).expect("copy a file");
+        }
+    }
+}
+
+/// Rounds upon rounds on one mirror: it never gets a chance to start afresh.
+fn kill_again_and_again(run: &Run) {
+    let mut site = Site::start(run);
+    for number in 0..run.rounds {
+        let mut round = run.round(number);
+        blows::play(&mut round, &mut site);
+    }
+    site.mirror.assert_in_step();
+    site.ledger.check(
+        &format!("{}, {}, seed {}: the images in the end", run.name, run.durability, run.seed),
+        &site.mirror.images(),
+    );
+}
+
+#[test]
+fn kills_always() {
+    kill_again_and_again(&Run::new("kills", "always", false, 14));
+}
+
+#[test]
+fn kills_flush() {
+    kill_again_and_again(&Run::new("kills", "flush", false, 14));
+}
+
+#[test]
+fn kills_over_a_bad_link_always() {
+    kill_again_and_again(&Run::new("kills over a bad link", "always", true, 10));
+}
+
+#[test]
+fn kills_over_a_bad_link_flush() {
+    kill_again_and_again(&Run::new("kills over a bad link", "flush", true, 10));
+}
+
+/// Each round has a mirror of its own, for a promote ends it.
+fn promote_again_and_again(run: &Run) {
+    for number in 0..run.rounds {
+        promotes::play(&mut run.round(number), Site::start(run));
+    }
+}
+
+#[test]
+fn promotes_always() {
+    promote_again_and_again(&Run::new("promotes", "always", false, 8));
+}
+
+#[test]
+fn promotes_flush() {
+    promote_again_and_again(&Run::new("promotes", "flush", false, 8));
+}
+
+#[test]
+fn promotes_over_a_bad_link_always() {
+    promote_again_and_again(&Run::new("promotes over a bad link", "always", true, 5));
+}
+
+#[test]
+fn promotes_over_a_bad_link_flush() {
+    promote_again_and_again(&Run::new("promotes over a bad link", "flush", true, 5));
+}
