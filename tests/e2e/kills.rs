@@ -10,7 +10,7 @@
 //! - `NBD_MIRROR_KILLS_SEED=n`: another seed than the usual one.
 //! - `NBD_MIRROR_KILLS_ROUNDS=n`: so many rounds in each of these tests.
 //! - `NBD_MIRROR_KILLS_TELL=1`: tell each round's story, with its milliseconds, not only that of one that failed.
-//! - `NBD_MIRROR_KILLS_KEEP=1`: leave all files where they are, to look into them.
+//! - `NBD_MIRROR_KILLS_KEEP=1`: leave the files of a round that failed where they are, to look into them.
 
 mod blows;
 mod link;
@@ -34,8 +34,9 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}")))
 }
 
+/// Whether what lies in the temporary folders stays: while a failed test is unwound, if that is wanted.
 fn keep() -> bool {
-    number("NBD_MIRROR_KILLS_KEEP") == Some(1)
+    std::thread::panicking() && number("NBD_MIRROR_KILLS_KEEP") == Some(1)
 }
 
 /// What is tested, how long, and by which numbers.
@@ -118,7 +119,6 @@ impl Site {
     #[track_caller]
     fn start(run: &Run) -> Site {
         let mut plan = Plan::new(&[SIZE; VOLUMES]);
-        plan.dir.disable_cleanup(keep());
         plan.source.durability = run.durability.to_owned();
         // The smallest halves and a short age: kills meet switches, flushes and applies.
         plan.source.journal_size = "16MiB".to_owned();
@@ -136,6 +136,12 @@ impl Site {
         if let Some(proxy) = &self.proxy {
             proxy.calm();
         }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.mirror.plan.dir.disable_cleanup(keep());
     }
 }
 
