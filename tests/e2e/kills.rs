@@ -13,6 +13,7 @@
 //! - `NBD_MIRROR_KILLS_KEEP=1`: leave the files of a round that failed where they are, to look into them.
 
 mod blows;
+mod copies;
 mod link;
 mod promotes;
 mod trial;
@@ -55,6 +56,15 @@ impl Run {
         let seed = number("NBD_MIRROR_KILLS_SEED").unwrap_or(20);
         let rounds = number("NBD_MIRROR_KILLS_ROUNDS").unwrap_or(rounds);
         Run { name, durability, seed, rounds, bad_link }
+    }
+
+    /// Volumes of this size, the smallest halves and a short age: kills meet switches, flushes and applies.
+    fn plan(&self, size: u64) -> Plan {
+        let mut plan = Plan::new(&[size; VOLUMES]);
+        plan.source.durability = self.durability.to_owned();
+        plan.source.journal_size = "16MiB".to_owned();
+        plan.source.max_age = "100ms".to_owned();
+        plan
     }
 
     fn round(&self, round: u64) -> Round {
@@ -118,18 +128,29 @@ impl Site {
     /// Two volumes, mirrored, in step, and never written to.
     #[track_caller]
     fn start(run: &Run) -> Site {
-        let mut plan = Plan::new(&[SIZE; VOLUMES]);
-        plan.source.durability = run.durability.to_owned();
-        // The smallest halves and a short age: kills meet switches, flushes and applies.
-        plan.source.journal_size = "16MiB".to_owned();
-        plan.source.max_age = "100ms".to_owned();
+        let site = Site::of(run, run.plan(SIZE));
+        site.mirror.assert_in_step();
+        site
+    }
+
+    /// A mirror as planned, with a link between its two sides.
+    #[track_caller]
+    fn of(run: &Run, mut plan: Plan) -> Site {
         let proxy = run.bad_link.then(|| Arc::new(Proxy::start(plan.destination.listen, 0)));
         if let Some(proxy) = &proxy {
             plan.source.destination = Some(proxy.address);
         }
-        let mirror = plan.start();
-        mirror.assert_in_step();
-        Site { mirror, ledger: Arc::new(Ledger::new(VOLUMES, BLOCKS, true)), proxy }
+        Site { mirror: plan.start(), ledger: Arc::new(Ledger::new(VOLUMES, BLOCKS, true)), proxy }
+    }
+
+    /// Starts whatever doesn't run.
+    #[track_caller]
+    fn restart_all(&mut self) {
+        for daemon in [&mut self.mirror.destination, &mut self.mirror.source] {
+            if !daemon.runs() {
+                daemon.restart();
+            }
+        }
     }
 
     fn calm(&self) {
@@ -163,8 +184,7 @@ fn copy_folder(from: &Path, to: &Path) {
 fn kill_again_and_again(run: &Run) {
     let mut site = Site::start(run);
     for number in 0..run.rounds {
-        let mut round = run.round(number);
-        blows::play(&mut round, &mut site);
+        blows::play(&mut run.round(number), &mut site);
     }
     site.mirror.assert_in_step();
     site.ledger.check(
@@ -175,22 +195,22 @@ fn kill_again_and_again(run: &Run) {
 
 #[test]
 fn kills_always() {
-    kill_again_and_again(&Run::new("kills", "always", false, 14));
+    kill_again_and_again(&Run::new("kills", "always", false, 10));
 }
 
 #[test]
 fn kills_flush() {
-    kill_again_and_again(&Run::new("kills", "flush", false, 14));
+    kill_again_and_again(&Run::new("kills", "flush", false, 10));
 }
 
 #[test]
 fn kills_over_a_bad_link_always() {
-    kill_again_and_again(&Run::new("kills over a bad link", "always", true, 10));
+    kill_again_and_again(&Run::new("kills over a bad link", "always", true, 7));
 }
 
 #[test]
 fn kills_over_a_bad_link_flush() {
-    kill_again_and_again(&Run::new("kills over a bad link", "flush", true, 10));
+    kill_again_and_again(&Run::new("kills over a bad link", "flush", true, 7));
 }
 
 /// Each round has a mirror of its own, for a promote ends it.
@@ -200,22 +220,39 @@ fn promote_again_and_again(run: &Run) {
     }
 }
 
+/// Each round has a mirror of its own, and kills before its image is whole.
+fn copy_again_and_again(run: &Run) {
+    for number in 0..run.rounds {
+        copies::play(&mut run.round(number), copies::begin(run));
+    }
+}
+
 #[test]
 fn promotes_always() {
-    promote_again_and_again(&Run::new("promotes", "always", false, 8));
+    promote_again_and_again(&Run::new("promotes", "always", false, 5));
 }
 
 #[test]
 fn promotes_flush() {
-    promote_again_and_again(&Run::new("promotes", "flush", false, 8));
+    promote_again_and_again(&Run::new("promotes", "flush", false, 5));
 }
 
 #[test]
 fn promotes_over_a_bad_link_always() {
-    promote_again_and_again(&Run::new("promotes over a bad link", "always", true, 5));
+    promote_again_and_again(&Run::new("promotes over a bad link", "always", true, 3));
 }
 
 #[test]
 fn promotes_over_a_bad_link_flush() {
-    promote_again_and_again(&Run::new("promotes over a bad link", "flush", true, 5));
+    promote_again_and_again(&Run::new("promotes over a bad link", "flush", true, 3));
+}
+
+#[test]
+fn kills_during_the_first_sync_always() {
+    copy_again_and_again(&Run::new("kills during the first sync", "always", true, 2));
+}
+
+#[test]
+fn kills_during_the_first_sync_flush() {
+    copy_again_and_again(&Run::new("kills during the first sync", "flush", true, 2));
 }

@@ -94,7 +94,7 @@ impl Load {
     #[track_caller]
     fn assert_no_failure(&self) {
         if let Some(error) = &*self.failure.lock().unwrap() {
-            panic!("a writer got an error: {error}");
+            panic!("a writer got an error, or no answer in time: {error}");
         }
     }
 

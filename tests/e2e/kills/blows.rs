@@ -8,7 +8,7 @@ use crate::harness::{Chance, Daemon, Load, verb};
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug)]
-enum Blow {
+pub enum Blow {
     /// Neither: the link is all that suffers.
     None,
     Source,
@@ -24,8 +24,9 @@ enum Blow {
 }
 
 impl Blow {
-    fn any(chance: &mut Chance, bad_link: bool) -> Blow {
-        match chance.below(if bad_link { 14 } else { 12 }) {
+    /// Any of them; [`Blow::None`] only where `more` happens than blows.
+    pub fn any(chance: &mut Chance, more: bool) -> Blow {
+        match chance.below(if more { 14 } else { 12 }) {
             0 | 1 => Blow::Source,
             2 | 3 => Blow::Destination,
             4 => Blow::SourceFirst,
@@ -78,7 +79,7 @@ pub fn kill_living(daemon: &mut Daemon) {
 }
 
 /// Kills; afterwards the daemons that were killed don't run.
-fn strike(round: &mut Round, site: &mut Site, blow: Blow) {
+pub fn strike(round: &mut Round, site: &mut Site, blow: Blow) {
     let (source, destination) = (&mut site.mirror.source, &mut site.mirror.destination);
     match blow {
         Blow::None => {}
@@ -144,11 +145,7 @@ pub fn play(round: &mut Round, site: &mut Site) {
         // It serves what was answered without its destination. The load waits, and no answer can come.
         site.ledger.check(&round.what("the exports without the destination"), &site.mirror.volumes());
     }
-    for daemon in [&mut site.mirror.destination, &mut site.mirror.source] {
-        if !daemon.runs() {
-            daemon.restart();
-        }
-    }
+    site.restart_all();
     drop(weather);
     // An answer now says that all that was recovered is on both sides.
     load.wait_for_answers(1 + round.chance.below(400));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::blows::{kill_living, wait_for_a_moment};
 use super::link::Weather;
-use super::{Round, Site};
+use super::{Round, Site, VOLUMES};
 use crate::harness::{Client, Endpoint, Habits, Load, Mirror, eventually, kind, verb};
 use crate::promote::is_connected;
 
@@ -52,23 +52,45 @@ fn interrupt(round: &mut Round, mirror: &mut Mirror, force: bool) {
     mirror.destination.restart();
 }
 
+/// A write to the old source, where that takes clients at all.
+fn send_to_the_old(mirror: &Mirror, volume: usize) -> Option<Client> {
+    let mut client = Client::go(&mirror.unix(), &format!("vol{volume}")).ok()?;
+    client.send(0, kind::WRITE, 0, 4096, &[0xee; 4096]).ok()?;
+    Some(client)
+}
+
+/// A client of the old source is left without a reply.
+#[track_caller]
+fn assert_no_reply(round: &Round, mut client: Client) {
+    match client.answer() {
+        Ok((_, error)) => panic!("{}: it answered a write (error {error})", round.what("the old source")),
+        Err(error) => assert!(
+            matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+            "{}: a client should be left without a reply, not with: {error}",
+            round.what("the old source")
+        ),
+    }
+}
+
 /// The old source, whether it knows of the promote by now or not, answers no write; soon it knows.
 #[track_caller]
 fn assert_fenced(round: &Round, mirror: &Mirror) {
-    for volume in 0..super::VOLUMES {
-        // At the door, or later.
-        let Ok(mut client) = Client::go(&mirror.unix(), &format!("vol{volume}")) else { continue };
-        let sent = client.send(0, kind::WRITE, 0, 4096, &[0xee; 4096]);
-        match sent.and_then(|_| client.answer()) {
-            Ok((_, error)) => panic!("{}: it answered a write (error {error})", round.what("the old source")),
-            Err(error) => assert!(
-                matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
-                "{}: a client should be left without a reply, not with: {error}",
-                round.what("the old source")
-            ),
-        }
-    }
+    (0..VOLUMES).filter_map(|volume| send_to_the_old(mirror, volume)).for_each(|client| assert_no_reply(round, client));
     mirror.source.wait_for_status("state \"fenced\"", |status| status["state"] == "fenced");
+}
+
+/// The old source starts again after the promote; now and then there is nobody at first to tell it of that.
+fn bring_back(round: &mut Round, mirror: &mut Mirror) {
+    if round.chance.one_in(2) {
+        return mirror.source.restart();
+    }
+    round.tell("the old source comes back while the destination is down");
+    kill_living(&mut mirror.destination);
+    mirror.source.restart();
+    let clients: Vec<Client> = (0..VOLUMES).filter_map(|volume| send_to_the_old(mirror, volume)).collect();
+    thread::sleep(round.chance.moment(60));
+    mirror.destination.restart();
+    clients.into_iter().for_each(|client| assert_no_reply(round, client));
 }
 
 /// Writers on the promoted exports, and kills of who serves them.
@@ -155,7 +177,7 @@ pub fn play(round: &mut Round, mut site: Site) {
     site.ledger.settle(&round.what("the promoted exports"), &site.mirror.promoted_volumes());
     site.ledger.check(&round.what("the image files"), &site.mirror.images());
     if !back {
-        site.mirror.source.restart();
+        bring_back(round, &mut site.mirror);
     }
     assert_fenced(round, &site.mirror);
     kill_the_promoted(round, &mut site);
