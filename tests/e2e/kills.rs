@@ -68,7 +68,8 @@ impl Run {
     }
 
     fn round(&self, round: u64) -> Round {
-        let parts = [self.seed, round, self.name.len() as u64, self.durability.len() as u64, u64::from(self.bad_link)];
+        let name = self.name.bytes().chain(self.durability.bytes()).map(u64::from);
+        let parts: Vec<u64> = [self.seed, round].into_iter().chain(name).collect();
         Round { run: *self, round, chance: Chance::new(&parts), start: Instant::now(), story: RefCell::default() }
     }
 }
@@ -186,11 +187,10 @@ fn kill_again_and_again(run: &Run) {
     for number in 0..run.rounds {
         blows::play(&mut run.round(number), &mut site);
     }
+    let end = run.round(run.rounds);
+    end.tell("all rounds are played");
     site.mirror.assert_in_step();
-    site.ledger.check(
-        &format!("{}, {}, seed {}: the images in the end", run.name, run.durability, run.seed),
-        &site.mirror.images(),
-    );
+    site.ledger.check(&end.what("the images in the end"), &site.mirror.images());
 }
 
 #[test]
