@@ -16,6 +16,7 @@ mod copy;
 mod demo;
 mod harness;
 mod harness_check;
+mod kills;
 mod multi;
 mod promote;
 mod restart;

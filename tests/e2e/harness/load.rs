@@ -1,19 +1,37 @@
 //! A stamped workload: pipelined writers that reconnect until they are told to stop.
+//!
+//! What a writer asks for is decided by the seed of its [`Habits`]; when, by the answers that it gets.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::ledger::BLOCK;
-use super::{Client, Endpoint, Ledger, kind, wait_until};
+use super::{Chance, Client, Endpoint, Ledger, flag, kind, wait_until};
 
 /// Requests in flight on each connection.
 const DEPTH: usize = 16;
-/// Writes between two flushes.
-const WRITES_A_FLUSH: u64 = 40;
+/// Requests from one flush to the next.
+const REQUESTS_A_FLUSH: u64 = 40;
+
+/// What writers do.
+#[derive(Clone, Copy)]
+pub struct Habits {
+    pub seed: u64,
+    /// Blocks of the largest write.
+    pub largest: usize,
+    /// Whether there are reads, trims, write-zeroes and writes with FUA among the writes.
+    pub mixed: bool,
+}
+
+impl Habits {
+    /// Writes of one block, and flushes.
+    pub const PLAIN: Habits = Habits { seed: 0, largest: 1, mixed: false };
+}
 
 /// Running writers. Dropping the load without [`Load::stop`] leaves them to end with their daemons.
 pub struct Load {
@@ -27,18 +45,28 @@ impl Load {
     /// Starts `writers` connections for each volume, on disjoint blocks: two writes of one block that are in flight
     /// together would have no order that a test could rely on.
     pub fn start(ledger: &Arc<Ledger>, volumes: &[(Endpoint, String)], writers: usize) -> Load {
+        Load::with(ledger, volumes, writers, Habits::PLAIN)
+    }
+
+    /// Starts writers with these habits.
+    pub fn with(ledger: &Arc<Ledger>, volumes: &[(Endpoint, String)], writers: usize, habits: Habits) -> Load {
         let stopping = Arc::new(AtomicBool::new(false));
         let failure = Arc::new(Mutex::new(None));
         let spawn = |volume: usize, lane: usize| {
             let (endpoint, export) = volumes[volume].clone();
             let (ledger, stopping, failure) = (Arc::clone(ledger), Arc::clone(&stopping), Arc::clone(&failure));
             thread::spawn(move || {
-                let mut writer = Writer { ledger, volume, lane, lanes: writers, turn: 0, writes: 0 };
+                let chance = Chance::new(&[habits.seed, volume as u64, lane as u64]);
+                let blocks = ledger.blocks_per_volume() / writers;
+                let mut writer =
+                    Writer { ledger, volume, lane: lane * blocks..(lane + 1) * blocks, habits, chance, requests: 0 };
                 while !stopping.load(Ordering::Relaxed) {
                     // A server that is down or going down is what these tests are about: dial again. An error
-                    // that the server itself replied is not.
+                    // that the server itself replied is not, and
+                    // neither is one that keeps the connection and says nothing: what it still holds of this writer
+                    // would have no order with what is sent over another connection.
                     match writer.session(&endpoint, &export, &stopping) {
-                        Err(error) if error.kind() == io::ErrorKind::Other => {
+                        Err(error) if is_failure(&error) => {
                             *failure.lock().unwrap() = Some(error);
                             return;
                         }
@@ -66,7 +94,7 @@ impl Load {
     #[track_caller]
     fn assert_no_failure(&self) {
         if let Some(error) = &*self.failure.lock().unwrap() {
-            panic!("a writer got an error: {error}");
+            panic!("a writer got an error, or no answer in time: {error}");
         }
     }
 
@@ -81,28 +109,44 @@ impl Load {
     }
 }
 
+fn is_failure(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Other | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
 enum Request {
-    Write { block: usize, version: usize },
-    Flush { started: u64 },
+    /// Blocks from the first one on, with the version of each.
+    Write {
+        first: usize,
+        versions: Vec<usize>,
+    },
+    Read {
+        block: usize,
+        least: usize,
+    },
+    Flush {
+        started: u64,
+    },
 }
 
 struct Writer {
     ledger: Arc<Ledger>,
     volume: usize,
-    lane: usize,
-    lanes: usize,
-    turn: u64,
-    writes: u64,
+    /// The blocks that this writer alone writes.
+    lane: Range<usize>,
+    habits: Habits,
+    chance: Chance,
+    requests: u64,
 }
 
 impl Writer {
     /// One connection, from its handshake to its loss or the end of the load.
     fn session(&mut self, endpoint: &Endpoint, export: &str, stopping: &AtomicBool) -> io::Result<()> {
         let mut client = Client::go(endpoint, export)?;
+        let connection = self.ledger.connection();
         let mut in_flight: HashMap<u64, Request> = HashMap::new();
         loop {
             while in_flight.len() < DEPTH && !stopping.load(Ordering::Relaxed) {
-                let (cookie, request) = self.submit(&mut client, &in_flight)?;
+                let (cookie, request) = self.submit(&mut client, connection, &in_flight)?;
                 in_flight.insert(cookie, request);
             }
             if in_flight.is_empty() {
@@ -114,7 +158,17 @@ impl Writer {
                 return Err(io::Error::other(format!("NBD error {error}")));
             }
             match in_flight.remove(&cookie) {
-                Some(Request::Write { block, version }) => self.ledger.note_answer(self.volume, block, version),
+                Some(Request::Write { first, versions }) => {
+                    for (at, version) in versions.into_iter().enumerate() {
+                        self.ledger.note_answer(self.volume, first + at, version);
+                    }
+                }
+                Some(Request::Read { block, least }) => {
+                    let mut bytes = vec![0; BLOCK];
+                    client.stream.read_exact(&mut bytes)?;
+                    let judged = self.ledger.check_read(self.volume, block, least, &bytes);
+                    judged.map_err(|why| io::Error::other(format!("volume {}, block {block}: {why}", self.volume)))?;
+                }
                 Some(Request::Flush { started }) => self.ledger.note_flush(started),
                 None => {
                     return Err(io::Error::other(format!("an answer to cookie {cookie}, which is not in flight")));
@@ -123,33 +177,61 @@ impl Writer {
         }
     }
 
-    fn submit(&mut self, client: &mut Client, in_flight: &HashMap<u64, Request>) -> io::Result<(u64, Request)> {
-        self.writes += 1;
-        if self.writes.is_multiple_of(WRITES_A_FLUSH) {
+    fn submit(
+        &mut self,
+        client: &mut Client,
+        connection: u64,
+        in_flight: &HashMap<u64, Request>,
+    ) -> io::Result<(u64, Request)> {
+        self.requests += 1;
+        if self.requests.is_multiple_of(REQUESTS_A_FLUSH) {
             let started = self.ledger.flush_started();
             let cookie = client.send(0, kind::FLUSH, 0, 0, &[])?;
             return Ok((cookie, Request::Flush { started }));
         }
-        let busy = |block: usize| {
-            in_flight.values().any(|request| matches!(request, Request::Write { block: other, .. } if *other == block))
-        };
-        let mut block = self.pick();
-        while busy(block) {
-            block = self.pick();
+        if self.habits.mixed && self.chance.one_in(8) {
+            let block = self.pick(1);
+            let least = self.ledger.answered_version(self.volume, block);
+            let cookie = client.send(0, kind::READ, (block * BLOCK) as u64, BLOCK as u32, &[])?;
+            return Ok((cookie, Request::Read { block, least }));
         }
-        let write = self.ledger.next(self.volume, block);
-        let offset = (block * BLOCK) as u64;
-        let cookie = client.send(0, kind::WRITE, offset, BLOCK as u32, &write.bytes)?;
-        Ok((cookie, Request::Write { block, version: write.version }))
+        let magnitude = self.chance.below(u64::from(self.habits.largest.ilog2()) + 1);
+        let mut blocks = 1 + self.chance.below(1 << magnitude) as usize;
+        let busy = |first: usize, blocks: usize| {
+            in_flight.values().any(|request| {
+                matches!(request, Request::Write { first: other, versions }
+                    if *other < first + blocks && first < other + versions.len())
+            })
+        };
+        let mut first = self.pick(blocks);
+        while busy(first, blocks) {
+            blocks = blocks.div_ceil(2);
+            first = self.pick(blocks);
+        }
+        let (offset, len) = ((first * BLOCK) as u64, (blocks * BLOCK) as u32);
+        if self.habits.mixed && self.chance.one_in(16) {
+            let zero = |block| self.ledger.next_zeros_over(connection, self.volume, block);
+            let versions = (first..first + blocks).map(zero).collect();
+            let kind = if self.chance.one_in(2) { kind::TRIM } else { kind::WRITE_ZEROES };
+            let cookie = client.send(0, kind, offset, len, &[])?;
+            return Ok((cookie, Request::Write { first, versions }));
+        }
+        let (mut versions, mut payload) = (Vec::with_capacity(blocks), Vec::with_capacity(blocks * BLOCK));
+        for block in first..first + blocks {
+            let write = self.ledger.next_over(connection, self.volume, block);
+            versions.push(write.version);
+            payload.extend_from_slice(&write.bytes);
+        }
+        let flags = if self.habits.mixed && self.chance.one_in(16) { flag::FUA } else { 0 };
+        let cookie = client.send(flags, kind::WRITE, offset, len, &payload)?;
+        Ok((cookie, Request::Write { first, versions }))
     }
 
-    /// A block of this lane; some come up far more often than others, as real workloads have it.
-    fn pick(&mut self) -> usize {
-        self.turn = self.turn.wrapping_add(1);
-        let mut hash = (self.turn ^ (self.lane as u64) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^= hash >> 29;
-        let per_lane = self.ledger.blocks_per_volume() / self.lanes;
-        let range = if hash & 3 == 0 { per_lane } else { (per_lane / 8).max(DEPTH * 2) };
-        ((hash >> 8) as usize % range) * self.lanes + self.lane
+    /// Neighbouring blocks of this lane; some come up far more often than others, as real workloads have it.
+    fn pick(&mut self, blocks: usize) -> usize {
+        let all = self.lane.len();
+        let range = if self.chance.one_in(4) { all } else { (all / 8).max(DEPTH * 2) };
+        let first = self.lane.start + self.chance.below(range as u64) as usize;
+        first.min(self.lane.end - blocks)
     }
 }

@@ -1,5 +1,6 @@
 //! What the tests share: daemons as processes, their configurations, clients, and waiting with a deadline.
 
+mod chance;
 mod client;
 mod config;
 mod daemon;
@@ -12,14 +13,15 @@ mod root;
 mod tool;
 mod wait;
 
+pub use chance::Chance;
 pub use client::{Client, Endpoint, Stream, flag, kind, request};
 pub use config::{DestinationConfig, SourceConfig, free_port};
 pub use daemon::{Daemon, Finished, binary, finish, refused, verb};
 pub use files::{allocated, assert_same, create_file, fill_pattern, pattern};
 pub use ledger::{Image, Ledger};
-pub use load::Load;
+pub use load::{Habits, Load};
 pub use mirror::{Mirror, Plan};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, Toward};
 pub use root::{LoopDevice, Mount, is_root, root_or_skip};
 pub use tool::{python, run};
 pub use wait::{eventually, wait_until};

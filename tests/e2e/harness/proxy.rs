@@ -1,13 +1,27 @@
-//! A TCP forwarder between source and destination: a slow link, and one that can be cut.
+//! A TCP forwarder between source and destination: a slow link, one that delays, delivers in crumbs, falls silent,
+//! closes one direction only, damages, or is cut in the middle of anything.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::free_port;
+use super::{Chance, free_port};
+
+/// Pieces of data that wait for their time in each direction; what comes then stays in the sender's socket.
+const PIECES_ON_THE_WAY: usize = 64;
+
+/// A direction of the connections, named by who receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toward {
+    /// The side that was connected to: the destination.
+    Target,
+    /// The side that connected: the source.
+    Dialer,
+}
 
 #[derive(Default)]
 struct Shared {
@@ -16,7 +30,40 @@ struct Shared {
     ended: AtomicBool,
     /// Which byte of the next piece that goes to the target is to be damaged, plus one; 0 is none.
     flip: AtomicUsize,
-    connections: Mutex<Vec<TcpStream>>,
+    latency_us: AtomicU64,
+    jitter_us: AtomicU64,
+    /// The largest crumb, in bytes, and how many bytes are still to be delivered so.
+    crumb: AtomicUsize,
+    crumbled: AtomicI64,
+    /// How many bytes reach the target before all is cut; negative is without end.
+    fuse: AtomicI64,
+    silent: AtomicBool,
+    connections: Mutex<Vec<Arc<Connection>>>,
+}
+
+/// Both sockets of a forwarded connection, and which directions were closed by [`Proxy::close_one_way`].
+struct Connection {
+    dialer: TcpStream,
+    target: TcpStream,
+    closed_to_target: AtomicBool,
+    closed_to_dialer: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Connection {
+    fn ends(&self, toward: Toward) -> (&TcpStream, &TcpStream, &AtomicBool) {
+        match toward {
+            Toward::Target => (&self.dialer, &self.target, &self.closed_to_target),
+            Toward::Dialer => (&self.target, &self.dialer, &self.closed_to_dialer),
+        }
+    }
+
+    fn cut(&self) {
+        self.over.store(true, Ordering::Relaxed);
+        // One that its ends closed already is cut well enough.
+        let _ = self.dialer.shutdown(Shutdown::Both);
+        let _ = self.target.shutdown(Shutdown::Both);
+    }
 }
 
 /// A listener on loopback that forwards to another one.
@@ -32,7 +79,7 @@ impl Proxy {
         let address = free_port();
         let listener = TcpListener::bind(address).expect("listen for the proxy");
         listener.set_nonblocking(true).expect("make the proxy's listener non-blocking");
-        let shared = Arc::new(Shared { rate: AtomicU64::new(rate), ..Shared::default() });
+        let shared = Arc::new(Shared { rate: AtomicU64::new(rate), fuse: AtomicI64::new(-1), ..Shared::default() });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
             while !accepting.ended.load(Ordering::Relaxed) {
@@ -51,6 +98,23 @@ impl Proxy {
         self.shared.rate.store(rate, Ordering::Relaxed);
     }
 
+    /// Delays everything, in both directions, by `latency` and up to `jitter` more. Order is kept.
+    pub fn set_delay(&self, latency: Duration, jitter: Duration) {
+        self.shared.latency_us.store(latency.as_micros() as u64, Ordering::Relaxed);
+        self.shared.jitter_us.store(jitter.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// Delivers the next `bytes` bytes in crumbs of at most `crumb` bytes.
+    pub fn crumble(&self, crumb: usize, bytes: usize) {
+        self.shared.crumb.store(crumb, Ordering::Relaxed);
+        self.shared.crumbled.store(bytes as i64, Ordering::Relaxed);
+    }
+
+    /// Delivers nothing any more, and closes nothing, until told otherwise.
+    pub fn set_silent(&self, silent: bool) {
+        self.shared.silent.store(silent, Ordering::Relaxed);
+    }
+
     /// Damages one bit of the next piece of data that goes to the target, around this byte of it.
     pub fn flip_a_bit(&self, at: usize) {
         self.shared.flip.store(at + 1, Ordering::Relaxed);
@@ -58,51 +122,95 @@ impl Proxy {
 
     /// Cuts all connections wherever they are; new ones are served.
     pub fn cut(&self) {
-        for stream in self.shared.connections.lock().unwrap().drain(..) {
-            // One that its ends closed already is cut well enough.
-            let _ = stream.shutdown(Shutdown::Both);
+        for connection in self.shared.connections.lock().unwrap().drain(..) {
+            connection.cut();
         }
+    }
+
+    /// Cuts the connection that brings the target its `bytes`th byte from now on, behind that byte.
+    pub fn cut_after(&self, bytes: usize) {
+        self.shared.fuse.store(bytes as i64, Ordering::Relaxed);
+    }
+
+    /// Closes one direction of all connections: what is sent into it vanishes. The other direction goes on.
+    pub fn close_one_way(&self, toward: Toward) {
+        for connection in &*self.shared.connections.lock().unwrap() {
+            let (_, to, closed) = connection.ends(toward);
+            closed.store(true, Ordering::Relaxed);
+            // One that its ends closed already is closed well enough.
+            let _ = to.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Takes back whatever makes the link slow, silent, or about to be cut.
+    pub fn calm(&self) {
+        self.set_rate(0);
+        self.set_delay(Duration::ZERO, Duration::ZERO);
+        self.crumble(0, 0);
+        self.set_silent(false);
+        self.shared.fuse.store(-1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Relaxed);
+        self.calm();
         self.cut();
     }
 }
 
-fn connect(shared: &Arc<Shared>, client: TcpStream, target: SocketAddr) {
+fn connect(shared: &Arc<Shared>, dialer: TcpStream, target: SocketAddr) {
     // A destination that is down looks to the source like a connection that closes at once.
-    let Ok(server) = TcpStream::connect(target) else {
+    let Ok(target) = TcpStream::connect(target) else {
         return;
     };
-    client.set_nonblocking(false).expect("make a proxied stream blocking");
-    for stream in [&client, &server] {
+    dialer.set_nonblocking(false).expect("make a proxied stream blocking");
+    for stream in [&dialer, &target] {
         stream.set_nodelay(true).expect("set TCP_NODELAY");
-        shared.connections.lock().unwrap().push(stream.try_clone().expect("clone a stream"));
     }
-    let back = (server.try_clone().expect("clone a stream"), client.try_clone().expect("clone a stream"));
-    for (from, to, damages) in [(client, server, true), (back.0, back.1, false)] {
-        let shared = Arc::clone(shared);
-        thread::spawn(move || forward(&shared, from, to, damages));
+    let connection = Arc::new(Connection {
+        dialer,
+        target,
+        closed_to_target: AtomicBool::new(false),
+        closed_to_dialer: AtomicBool::new(false),
+        over: AtomicBool::new(false),
+    });
+    let mut connections = shared.connections.lock().unwrap();
+    connections.retain(|connection| !connection.over.load(Ordering::Relaxed));
+    connections.push(Arc::clone(&connection));
+    drop(connections);
+    for toward in [Toward::Target, Toward::Dialer] {
+        let (pieces, due) = sync_channel(PIECES_ON_THE_WAY);
+        let (reading, reader) = (Arc::clone(shared), Arc::clone(&connection));
+        thread::spawn(move || take(&reading, &reader, toward, &pieces));
+        let (writing, writer) = (Arc::clone(shared), Arc::clone(&connection));
+        thread::spawn(move || {
+            deliver(&writing, &writer, toward, &due);
+            writer.cut();
+        });
     }
 }
 
-fn forward(shared: &Shared, mut from: TcpStream, mut to: TcpStream, damages: bool) {
+/// Reads one direction, and gives each piece the time at which it is to arrive.
+fn take(shared: &Shared, connection: &Connection, toward: Toward, pieces: &SyncSender<(Instant, Vec<u8>)>) {
+    let (mut from, _, _) = connection.ends(toward);
+    let mut chance = Chance::new(&[u64::from(from.peer_addr().map_or(0, |address| address.port()))]);
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let started = Instant::now();
         let len = match from.read(&mut buffer) {
-            Ok(0) | Err(_) => break,
+            Ok(0) | Err(_) => return,
             Ok(len) => len,
         };
-        let flip = if damages { shared.flip.swap(0, Ordering::Relaxed) } else { 0 };
+        let flip = if toward == Toward::Target { shared.flip.swap(0, Ordering::Relaxed) } else { 0 };
         if flip > 0 {
             buffer[(flip - 1) % len] ^= 0x10;
         }
-        if to.write_all(&buffer[..len]).is_err() {
-            break;
+        let jitter = chance.below(shared.jitter_us.load(Ordering::Relaxed) + 1);
+        let delay = Duration::from_micros(shared.latency_us.load(Ordering::Relaxed) + jitter);
+        if pieces.send((Instant::now() + delay, buffer[..len].to_vec())).is_err() {
+            return;
         }
         let rate = shared.rate.load(Ordering::Relaxed);
         if rate > 0 {
@@ -111,6 +219,44 @@ fn forward(shared: &Shared, mut from: TcpStream, mut to: TcpStream, damages: boo
             thread::sleep(due.saturating_sub(started.elapsed()));
         }
     }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
+}
+
+/// Writes one direction until its end, or until it can't be written any more.
+fn deliver(shared: &Shared, connection: &Connection, toward: Toward, due: &Receiver<(Instant, Vec<u8>)>) {
+    let (_, mut to, closed) = connection.ends(toward);
+    let mut chance = Chance::new(&[u64::from(to.peer_addr().map_or(0, |address| address.port()))]);
+    for (time, bytes) in due {
+        thread::sleep(time.saturating_duration_since(Instant::now()));
+        while shared.silent.load(Ordering::Relaxed) && !connection.over.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let mut rest = &bytes[..];
+        if toward == Toward::Target && burns_down(&shared.fuse, rest.len()) {
+            let burnt = shared.fuse.swap(-1, Ordering::Relaxed);
+            rest = &rest[..(rest.len() as i64 + burnt).clamp(0, rest.len() as i64) as usize];
+            let _ = to.write_all(rest);
+            return;
+        }
+        while !rest.is_empty() {
+            let mut len = rest.len();
+            let crumb = shared.crumb.load(Ordering::Relaxed);
+            if crumb > 0 && shared.crumbled.load(Ordering::Relaxed) > 0 {
+                len = len.min(1 + chance.below(crumb as u64) as usize);
+                shared.crumbled.fetch_sub(len as i64, Ordering::Relaxed);
+                // Else the crumbs would arrive as one.
+                thread::sleep(Duration::from_micros(chance.below(200)));
+            }
+            if to.write_all(&rest[..len]).is_err() && !closed.load(Ordering::Relaxed) {
+                return;
+            }
+            rest = &rest[len..];
+        }
+    }
+}
+
+/// Takes a piece's length off a fuse that burns; whether it reached its end in this piece. It is below zero then, by
+/// what the piece is too long.
+fn burns_down(fuse: &AtomicI64, len: usize) -> bool {
+    let before = fuse.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left >= 0).then(|| left - len as i64));
+    before.is_ok_and(|left| left < len as i64)
 }
