@@ -33,11 +33,12 @@ install_missing = \
 		&& $$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $$missing
 
 .NOTPARALLEL:
-.PHONY: help demo build test lint bench fmt clean install deps linker rust components
+.PHONY: help demo build test sim lint bench fmt clean install deps linker rust components
 
 help:
 	@echo 'make demo     a failover on this machine, with a check of every answered write (no root)'
 	@echo 'make test     lint, build and run all tests; installs missing Debian packages'
+	@echo 'make sim      both cores in a world of crashes and faults; SEEDS=100000 FROM=7 for more, SEED=7 for one'
 	@echo 'make lint     formatting, clippy and the documentation, all without a warning'
 	@echo 'make bench    measure against other systems; writes bench/results/ and docs/performance.md'
 	@echo 'make build    build $(PROGRAM)'
@@ -58,11 +59,16 @@ test: deps lint build
 		export NBD_MIRROR_SKIP_ROOT=1; \
 	fi; \
 	$(CARGO) test --release --locked
+	@$(MAKE) --no-print-directory sim
 	@cd bench && python3 -m unittest discover
+
+# SEED=n replays one seed with its trace; SEEDS=count and FROM=n run others than the usual ones.
+sim: linker
+	$(CARGO) test --release --locked --features canary --test sim -- --nocapture $(if $(SEED),every_seed)
 
 lint: linker components
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
 
 bench: deps build

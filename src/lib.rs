@@ -3,6 +3,7 @@
 //! Dependencies point one way: `format` ← `core` ← `engine` ← `control` ← `cli`.
 //! ARCHITECTURE.md tells what each is for.
 
+pub mod canary;
 pub mod cli;
 pub mod control;
 pub mod core;

@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate, lowest first: each may name only itself and those before it.
-const LAYERS: [&str; 6] = ["limits", "format", "core", "engine", "control", "cli"];
+const LAYERS: [&str; 7] = ["limits", "canary", "format", "core", "engine", "control", "cli"];
 
 /// Layers that must run the same way every time, everywhere: they are what a simulator runs.
-const PURE_LAYERS: [&str; 3] = ["limits", "format", "core"];
+const PURE_LAYERS: [&str; 4] = ["limits", "canary", "format", "core"];
 
 /// What a pure layer may not name: sockets, files, threads, clocks, randomness, the system.
 const OUTSIDE: [&str; 17] = [

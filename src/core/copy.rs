@@ -5,6 +5,7 @@
 //! record that overlaps it is sequenced between the read and its own. A window that is hit again and again holds
 //! such records back for the moment of one read.
 
+use crate::canary::{Bug, sings};
 use crate::format::ids::Seq;
 use crate::limits::{COPY_WINDOW_BYTES, MAX_COPY_WINDOWS};
 
@@ -104,7 +105,8 @@ impl Copier {
     /// A record that changes this range gets its sequence number now.
     pub fn handle_sequenced(&mut self, volume: u16, start: u64, end: u64, seq: Seq) {
         for window in self.windows.iter_mut().flatten() {
-            if window.volume == volume && start < window.offset + window.length && window.offset < end {
+            let hit = window.volume == volume && start < window.offset + window.length && window.offset < end;
+            if hit && !sings(Bug::CopyStale) {
                 match &mut window.phase {
                     Phase::Waiting(until) => *until = seq,
                     Phase::Reading { spoiled } | Phase::Ready { spoiled } => *spoiled = true,

@@ -146,7 +146,7 @@ pub fn recover(halves: &impl Halves, source: Id, clean: Mark, vouched: bool) -> 
     if !found.first.is_empty() {
         let in_first = broken;
         broken = chain(halves, source, second, &mut found.end, &mut found.second);
-        if found.second.is_empty() {
+        if found.second.is_empty() && !begun(halves, second, found.end) {
             broken = in_first;
         }
     }
@@ -156,7 +156,8 @@ pub fn recover(halves: &impl Halves, source: Id, clean: Mark, vouched: bool) -> 
         .flatten()
         .filter(|block| block[..8] == frame::MAGIC)
         .filter_map(|block| Header::parse(block).ok())
-        .filter(|header| header.source == source && (header.fill == first || header.fill == second))
+        // Of later fills too: there are none, unless the superblock is an older copy, since the newer one can't be read.
+        .filter(|header| header.source == source && header.fill > clean.fill)
         .map(|header| header.committed)
         .max();
     match committed {
@@ -165,6 +166,19 @@ pub fn recover(halves: &impl Halves, source: Id, clean: Mark, vouched: bool) -> 
             Err(Damage { fill, position, reason, committed, held: found.end.seq })
         }
         _ => Ok(found),
+    }
+}
+
+/// Whether a fill of which nothing can be read was begun right after this boundary: its first frame's place holds one
+/// that follows it, or something that is no header, with headers of the same fill behind it.
+fn begun(halves: &impl Halves, fill: Fill, end: Mark) -> bool {
+    let header = |position: u64| Header::parse(halves.block(fill.half(), position)?).ok();
+    match header(0) {
+        Some(header) => header.fill == fill && header.previous == end.digest,
+        None => {
+            let positions = (0..halves.half_bytes()).step_by(BLOCK_BYTES);
+            positions.filter_map(header).any(|header| header.fill == fill)
+        }
     }
 }
 

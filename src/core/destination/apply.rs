@@ -6,6 +6,7 @@
 use super::super::Place;
 use super::super::flush::{FlushOp, Step};
 use super::{Destination, Effect, Half, State};
+use crate::canary::{Bug, sings};
 use crate::format::wire::Report;
 
 impl Destination {
@@ -39,7 +40,8 @@ impl Destination {
         let half = &mut self.halves[fill.half()];
         // Only what is complete and stable in the journal file may touch an image: else a power cut could leave a
         // mixture there that nothing can repair.
-        let ready = half.state == State::Sealed && half.stored == half.received && !half.volatile;
+        let stable = !half.volatile || sings(Bug::ApplyVolatile);
+        let ready = half.state == State::Sealed && half.stored == half.received && stable;
         if half.fill != fill || !ready || half.retiring || (promoting && self.state_writing) {
             return None;
         }
@@ -65,18 +67,30 @@ impl Destination {
         self.state_dirty = true;
         if !self.state_writing {
             self.state_dirty = false;
-            self.state_writing = true;
-            self.superblock.generation += 1;
-            effects.push(Effect::WriteState(self.superblock.encode(), self.superblock.copy_offset()));
+            self.stale_copies = 2;
+            self.write_copy(effects);
         }
     }
 
-    /// The state is durable.
+    /// Both copies get each version, one after the other, before anybody builds on it. So a crash can tear only one, and
+    /// one that can't be read any more takes nothing away: neither that a fill was applied nor that a source is fenced.
+    fn write_copy(&mut self, effects: &mut Vec<Effect>) {
+        self.state_writing = true;
+        self.stale_copies -= 1;
+        self.superblock.generation += 1;
+        effects.push(Effect::WriteState(self.superblock.encode(), self.superblock.copy_offset()));
+    }
+
+    /// A copy of the state is durable.
     pub fn handle_state_written(&mut self, effects: &mut Vec<Effect>) {
         self.state_writing = false;
         if self.state_dirty {
             return self.write_state(effects);
         }
+        if self.stale_copies > 0 {
+            return self.write_copy(effects);
+        }
+        self.starting_over = false;
         let volumes = self.superblock.volumes.len();
         let applied = self.superblock.clean;
         while self.boundaries.front().is_some_and(|(mark, _)| mark.seq < applied.seq) {
@@ -101,7 +115,9 @@ impl Destination {
             return;
         }
         self.promoting = true;
-        self.superblock.epoch = self.superblock.epoch.next();
+        if !sings(Bug::ForgetEpoch) {
+            self.superblock.epoch = self.superblock.epoch.next();
+        }
         self.write_state(effects);
     }
 

@@ -15,6 +15,7 @@ use super::Place;
 use super::flush::Flusher;
 use super::index::Index;
 use super::recovery::{Found, Recovered, Rescanned};
+use crate::canary::{Bug, sings};
 use crate::format::block::Block;
 use crate::format::frame::Record;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
@@ -167,6 +168,10 @@ pub struct Destination {
     erasing: u32,
     state_writing: bool,
     state_dirty: bool,
+    /// Copies of the state that don't have what this write brings.
+    stale_copies: u8,
+    /// The mark from which this fresh destination begins isn't durable yet.
+    starting_over: bool,
     promoting: bool,
     verified: Seq,
 }
@@ -197,6 +202,8 @@ impl Destination {
             erasing: 0,
             state_writing: false,
             state_dirty: false,
+            stale_copies: 0,
+            starting_over: false,
             promoting: false,
             verified: applied.seq,
             superblock,
@@ -301,7 +308,8 @@ impl Destination {
 
     /// Whether a source of that epoch must never get a write answered again.
     pub fn fences(&self, epoch: Epoch) -> bool {
-        epoch < self.superblock.epoch || self.promoting || self.superblock.promoted
+        let known = (epoch < self.superblock.epoch || self.superblock.promoted) && !sings(Bug::ForgetEpoch);
+        known || self.promoting
     }
 
     /// Whether nothing of this source was ever stored.

@@ -6,6 +6,7 @@
 use super::super::Place;
 use super::super::recovery::{Rescanned, follows};
 use super::{Destination, Effect, Half, Pending, State, StoreOp, Writing};
+use crate::canary::{Bug, sings};
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Record};
 use crate::format::ids::{Digest, Mark, Seq};
 use crate::format::wire::{Report, Signal};
@@ -66,7 +67,7 @@ impl Destination {
         (self.synced, self.verified) = (common.seq, common.seq);
         self.boundaries.clear();
         self.boundaries.push_back((common, 0));
-        self.resumed = true;
+        (self.resumed, self.starting_over) = (true, true);
         self.write_state(effects);
         Ok(())
     }
@@ -100,8 +101,10 @@ impl Destination {
             }
             let in_this = half.fill == common.fill;
             refill |= in_this;
-            self.erasing += 1;
-            effects.push(Effect::Erase(index, if in_this { self.boundaries[kept].1 } else { 0 }));
+            if !sings(Bug::KeepDropped) {
+                self.erasing += 1;
+                effects.push(Effect::Erase(index, if in_this { self.boundaries[kept].1 } else { 0 }));
+            }
             self.halves[index] = Half::clean(volumes);
         }
         self.boundaries.truncate(kept + 1);
@@ -188,7 +191,7 @@ impl Destination {
         let half = &self.halves[first.mark.fill.half()];
         let gathered = half.received - half.handed;
         let under_way = self.writing.len();
-        if self.state_writing || self.erasing > 0 || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= BUSY)) {
+        if self.starting_over || self.erasing > 0 || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= BUSY)) {
             return None;
         }
         let fill = first.mark.fill;
@@ -218,6 +221,9 @@ impl Destination {
             for pending in self.pending.drain(..done.frames) {
                 let half = &mut self.halves[pending.mark.fill.half()];
                 pending.records.iter().for_each(|(record, place)| half.index.insert(record, *place));
+                if sings(Bug::ApplyOutOfOrder) {
+                    pending.records.iter().rev().for_each(|(record, place)| half.index.insert(record, *place));
+                }
                 half.records += pending.records.len() as u64;
                 half.stored = pending.end;
                 half.last = pending.mark;
@@ -247,7 +253,8 @@ impl Destination {
     }
 
     fn acknowledge(&mut self, effects: &mut Vec<Effect>) {
-        let safe = self.unsynced.front().map_or(self.stored.seq, |(first, _)| Seq(first.0 - 1));
+        let unsynced = self.unsynced.front().filter(|_| !sings(Bug::AcknowledgeUnsynced));
+        let safe = unsynced.map_or(self.stored.seq, |(first, _)| Seq(first.0 - 1));
         if safe > self.acked {
             self.acked = safe;
             if self.connected && self.resumed {

@@ -66,10 +66,12 @@ impl Rig {
     }
 
     fn state_written(&mut self) {
-        let written = self.effects.iter().any(|effect| matches!(effect, Effect::WriteState(..)));
-        assert!(written, "{:?}", self.effects);
-        self.effects.clear();
-        self.core.handle_state_written(&mut self.effects);
+        for copy in 0..2 {
+            let written = self.effects.iter().any(|effect| matches!(effect, Effect::WriteState(..)));
+            assert!(written, "copy {copy}: {:?}", self.effects);
+            self.effects.clear();
+            self.core.handle_state_written(&mut self.effects);
+        }
     }
 
     fn signal(&mut self, signal: Signal) -> Result<(), String> {
@@ -136,7 +138,7 @@ impl Rig {
     /// Applies what can be applied, to the end.
     fn apply(&mut self) {
         let mut pieces = Vec::new();
-        for _ in 0..8 {
+        for _ in 0..16 {
             self.core.handle_turn(&mut self.effects);
             while let Some(op) = self.core.next_apply(&mut pieces) {
                 assert!(matches!(op.run.action, Action::Zero { .. }));

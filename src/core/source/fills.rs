@@ -8,6 +8,7 @@ use super::super::Place;
 use super::super::flush::{FlushOp, Step};
 use super::super::half::State;
 use super::{Effect, Source};
+use crate::canary::{Bug, sings};
 use crate::format::frame::padded;
 use crate::format::ids::Fill;
 use crate::limits::BLOCK_BYTES;
@@ -76,9 +77,12 @@ impl Source {
                     Step::Writing | Step::Syncing => {}
                 }
             }
-            if half.state == State::Flushed && durable && !half.retiring && (half.applied || !self.shape.mirrored) {
+            let applied = half.applied || !self.shape.mirrored || sings(Bug::ReuseHalfEarly);
+            if half.state == State::Flushed && durable && !half.retiring && applied {
                 half.retiring = true;
                 self.superblock.clean = half.last;
+                // The next fill in this half says so in its headers: should this superblock be lost, they show it.
+                self.stable = self.stable.max(half.last.seq);
                 if self.shape.mirrored {
                     self.superblock.whole |= half.whole;
                     for (volume, copied) in self.superblock.volumes.iter_mut().zip(&half.copied) {
@@ -94,17 +98,28 @@ impl Source {
     pub(super) fn write_superblock(&mut self, effects: &mut Vec<Effect>) {
         if self.superblock_dirty && !self.superblock_writing {
             self.superblock_dirty = false;
-            self.superblock_writing = true;
-            self.superblock.generation += 1;
-            effects.push(Effect::WriteSuperblock(self.superblock.encode(), self.superblock.copy_offset()));
+            self.stale_copies = 2;
+            self.write_copy(effects);
         }
     }
 
-    /// The superblock is durable: what it calls clean may be overwritten now.
+    /// Both copies get each version, one after the other, before anybody builds on it. So a crash can tear only one, and
+    /// one that can't be read any more takes nothing away.
+    fn write_copy(&mut self, effects: &mut Vec<Effect>) {
+        self.superblock_writing = true;
+        self.stale_copies -= 1;
+        self.superblock.generation += 1;
+        effects.push(Effect::WriteSuperblock(self.superblock.encode(), self.superblock.copy_offset()));
+    }
+
+    /// A copy of the superblock is durable; when both are, what it calls clean may be overwritten.
     pub fn handle_superblock_written(&mut self, effects: &mut Vec<Effect>) {
         self.superblock_writing = false;
         if self.superblock_dirty {
             return self.write_superblock(effects);
+        }
+        if self.stale_copies > 0 {
+            return self.write_copy(effects);
         }
         let clean = self.superblock.clean.fill;
         for half in self.halves.iter_mut().filter(|half| half.retiring && half.fill <= clean) {

@@ -106,6 +106,8 @@ pub struct Source {
     verified: Seq,
     superblock_writing: bool,
     superblock_dirty: bool,
+    /// Copies of the superblock that don't have what this write brings.
+    stale_copies: u8,
     switch_wanted: bool,
     syncs: Vec<(Fill, u64)>,
     copier: Option<Copier>,
@@ -146,6 +148,7 @@ impl Source {
             verified: clean.seq,
             superblock_writing: false,
             superblock_dirty: false,
+            stale_copies: 0,
             switch_wanted: false,
             syncs: Vec::new(),
             copier: None,

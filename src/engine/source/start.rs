@@ -126,8 +126,10 @@ fn prepare(
         tracing::info!("recovered {} to {} from the journal", superblock.clean, recovered.end);
     }
     superblock.incarnation += 1;
-    superblock.generation += 1;
-    journal.store_block(&superblock.encode(), superblock.copy_offset())?;
+    for _copy in 0..2 {
+        superblock.generation += 1;
+        journal.store_block(&superblock.encode(), superblock.copy_offset())?;
+    }
 
     let place = |id: FrameId, position: u64| Place(id.fill.half() as u64 * half_bytes + position);
     let mut used = Vec::new();

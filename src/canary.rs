@@ -1,0 +1,73 @@
+//! Known bugs that the simulator must find, each behind a switch that exists in its own builds only.
+//!
+//! A simulator that finds nothing may be right, or blind. So the core is broken on purpose, one bug at a time, and a
+//! test demands that the simulator notices. Without the feature `canary` [`sings`] is `false` at compile time, and
+//! nothing of this is in the program.
+
+/// A known bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// The source answers what its destination hasn't stored.
+    AnswerBeforePeer,
+    /// Payload isn't checked, neither when it is received nor at a recovery.
+    SkipChecksum,
+    /// The destination applies the records of a write to its journal in the wrong order.
+    ApplyOutOfOrder,
+    /// A promote doesn't raise the epoch, and once restarted the destination welcomes its old source.
+    ForgetEpoch,
+    /// The source reuses a half that the destination hasn't applied.
+    ReuseHalfEarly,
+    /// The destination acknowledges what must be stable before it is.
+    AcknowledgeUnsynced,
+    /// What a destination drops stays in its journal file.
+    KeepDropped,
+    /// The superblock is always written to the same place.
+    OneSuperblock,
+    /// The destination applies a fill before its journal file is stable.
+    ApplyVolatile,
+    /// The first sync doesn't look at what clients write meanwhile.
+    CopyStale,
+    /// A flush is called done before the volumes are synced.
+    SkipVolumeSync,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 11] = [
+        Bug::AnswerBeforePeer,
+        Bug::SkipChecksum,
+        Bug::ApplyOutOfOrder,
+        Bug::ForgetEpoch,
+        Bug::ReuseHalfEarly,
+        Bug::AcknowledgeUnsynced,
+        Bug::KeepDropped,
+        Bug::OneSuperblock,
+        Bug::ApplyVolatile,
+        Bug::CopyStale,
+        Bug::SkipVolumeSync,
+    ];
+}
+
+/// Whether this bug is switched on, for this test.
+#[cfg(not(feature = "canary"))]
+#[inline(always)]
+pub(crate) const fn sings(_: Bug) -> bool {
+    false
+}
+
+#[cfg(feature = "canary")]
+thread_local! {
+    static SINGING: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether this bug is switched on, for this test.
+#[cfg(feature = "canary")]
+pub(crate) fn sings(bug: Bug) -> bool {
+    SINGING.get() == Some(bug)
+}
+
+/// Switches a bug on, or all off, for whatever the calling thread runs from now on.
+#[cfg(feature = "canary")]
+pub fn switch(bug: Option<Bug>) {
+    SINGING.set(bug);
+}

@@ -1,0 +1,30 @@
+//! Each known bug is switched on, and must be found.
+
+use crate::runner::survive;
+use nbd_mirror::canary::{Bug, switch};
+
+/// Seeds within which each bug must be found.
+const SEEDS: u64 = 1000;
+
+#[test]
+fn each_known_bug_is_found() {
+    let found = |bug: Bug| {
+        switch(Some(bug));
+        let seed = (0..SEEDS).find(|seed| survive(*seed, false).is_none());
+        switch(None);
+        (bug, seed)
+    };
+    // What these worlds die of isn't of interest; what others do is.
+    let (say, here) = (std::panic::take_hook(), std::thread::current().id());
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().id() != here {
+            say(panic);
+        }
+    }));
+    let found: Vec<(Bug, Option<u64>)> = Bug::ALL.into_iter().map(found).collect();
+    for (bug, seed) in &found {
+        println!("{bug:?}: {}", seed.map_or("not found".into(), |seed| format!("found by seed {seed}")));
+    }
+    let missed: Vec<Bug> = found.iter().filter(|(_, seed)| seed.is_none()).map(|(bug, _)| *bug).collect();
+    assert!(missed.is_empty(), "not found within {SEEDS} seeds: {missed:?}");
+}

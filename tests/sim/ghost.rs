@@ -1,0 +1,141 @@
+//! What if? Questions that are asked of copies, so that the world goes on as if nothing had been asked.
+
+use crate::content::{SECTOR, Shelf, rot as flip_bit};
+use crate::context::Context;
+use crate::destination::DestinationNode;
+use crate::disk::{Crash, Disk, Faults};
+use crate::link::Link;
+use crate::model::Model;
+use crate::pair::Pair;
+use crate::rare::Rare;
+use crate::source::{SUPERBLOCKS, VOLUMES, newest};
+use nbd_mirror::core::Place;
+use nbd_mirror::core::recovery::{self, Found, Halves};
+use nbd_mirror::format::frame::Header;
+use nbd_mirror::format::ids::{Mark, Seq};
+use nbd_mirror::format::superblock::Role;
+use nbd_mirror::limits::BLOCK_BYTES;
+
+/// What if the destination crashed now, and were promoted? It must come to an image that is a prefix of the order with
+/// everything that was answered.
+pub fn promote(mirror: &DestinationNode, how: Crash, lost: bool, model: &mut Model, cx: &mut Context) {
+    let core = mirror.core.as_ref().expect("a mirror that is up");
+    let lost = lost && !(core.promotable() && model.complete(core.stored().digest));
+    let mut ghost = mirror.ghost();
+    ghost.io.crash(how, &mut cx.rng);
+    ghost.start(cx).unwrap_or_else(|damage| panic!("the destination's journal files: {damage}"));
+    if !ghost.core.as_ref().is_some_and(|core| core.promotable()) {
+        return;
+    }
+    let mut nowhere = Link::default();
+    ghost.turn(&mut nowhere, cx);
+    ghost.promote(&mut nowhere);
+    ghost.turn(&mut nowhere, cx);
+    while ghost.promoted.is_none() {
+        let progress = ghost.step(Faults::default(), cx).expect("a disk without faults");
+        assert!(progress, "the promote waits for nothing");
+        ghost.turn(&mut nowhere, cx);
+    }
+    let mark = ghost.promoted.expect("it is promoted");
+    check_promoted(&ghost, mark, lost || how == Crash::Power, model, cx);
+}
+
+/// The images must be the order's prefix up to the mark, on stable storage.
+pub fn check_promoted(mirror: &DestinationNode, mark: Mark, power: bool, model: &mut Model, cx: &mut Context) {
+    model.check(mark.digest, power, "the promoted destination");
+    cx.met.count_if(!model.complete(mark.digest), Rare::DestinationLostUnpromised);
+    for (volume, expected) in model.state(mark.digest).iter().enumerate() {
+        let image = mirror.io.disks[VOLUMES + volume].stable();
+        let differs = image.iter().zip(expected).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "image {volume} isn't the order's prefix up to {mark}: first sector that differs");
+    }
+}
+
+/// The last record that any header in these halves says was stored on both sides.
+fn vouched(shelf: &Shelf, chain: &[Found]) -> Seq {
+    let header = |found: &Found| shelf.block(found.header.fill.half(), found.header.position);
+    let whole = chain.iter().filter_map(header).filter_map(|block| Header::parse(block).ok());
+    whole.map(|header| header.committed).max().unwrap_or_default()
+}
+
+/// What if a bit had flipped in a journal, or in a superblock, of a side that is then started?
+pub fn rot(pair: &Pair, cx: &mut Context) {
+    let (role, disks) = if cx.rng.chance(500) {
+        let mut io = pair.source.io.clone();
+        io.crash(Crash::Kill, &mut cx.rng);
+        (Role::Source, io.disks)
+    } else {
+        let mut io = pair.mirror.io.clone();
+        io.crash(Crash::Kill, &mut cx.rng);
+        (Role::Destination, io.disks)
+    };
+    if cx.rng.chance(300) { rot_superblock(role, disks, pair, cx) } else { rot_frame(role, disks, cx) }
+}
+
+fn rot_frame(role: Role, disks: Vec<Disk>, cx: &mut Context) {
+    let Some((superblock, _)) = newest(role, disks[SUPERBLOCKS].words(), &cx.vault) else { return };
+    let counts = role == Role::Source || superblock.whole;
+    let mut halves = [disks[0].words().to_vec(), disks[1].words().to_vec()];
+    let shelf = Shelf { halves: [&halves[0], &halves[1]], vault: &cx.vault };
+    let Ok(right) = recovery::recover(&shelf, superblock.source, superblock.clean, counts) else { return };
+    let chain: Vec<Found> = right.first.iter().chain(&right.second).copied().collect();
+    if chain.is_empty() {
+        return;
+    }
+    let victim = chain[cx.rng.below(chain.len())].header;
+    let (half, at) = (victim.fill.half(), victim.position as usize / SECTOR);
+    let block = shelf.block(half, victim.position).expect("a header that was found");
+    // Not what only fills up a block: nobody ever looks at it.
+    let payloads = recovery::records(&victim, block, Place(BLOCK_BYTES as u64));
+    let payloads = payloads.iter().filter(|(record, _)| record.payload_bytes() > 0);
+    let sectors = payloads
+        .flat_map(|(record, place)| place.0 as usize / SECTOR..(place.0 as usize + record.payload_bytes()) / SECTOR);
+    let sectors: Vec<usize> = (0..BLOCK_BYTES / SECTOR).chain(sectors).collect();
+    flip_bit(&mut halves[half][at + cx.rng.pick(&sectors)]);
+    let shelf = Shelf { halves: [&halves[0], &halves[1]], vault: &cx.vault };
+    let vouched = if counts { vouched(&shelf, &chain) } else { Seq::default() };
+    match recovery::recover(&shelf, superblock.source, superblock.clean, counts) {
+        Err(damage) => {
+            let place = (damage.fill, damage.position);
+            // Where a crash tore the next fill's first frame as well, nobody can tell which of the two is missed.
+            let torn_too = right.second.is_empty() && place == (victim.fill.next(), 0);
+            let right = place == (victim.fill, victim.position) || torn_too;
+            assert!(right, "{damage}, but the rot is in fill {} at byte {}", victim.fill, victim.position);
+            let source = role == Role::Source;
+            cx.met.count(if source { Rare::SourceRotReported } else { Rare::DestinationRotReported });
+        }
+        Ok(found) => {
+            let kept: Vec<Found> = found.first.iter().chain(&found.second).copied().collect();
+            assert_eq!(kept[..], chain[..kept.len()], "what a rotten journal gives isn't a prefix of what was in it");
+            assert!(found.end.seq < victim.first, "a rotten frame was taken for a whole one");
+            assert!(found.end.seq >= vouched, "rot took away record {vouched}, and nobody says so");
+            cx.met.count(Rare::RotLooksTorn);
+        }
+    }
+}
+
+fn rot_superblock(role: Role, mut disks: Vec<Disk>, pair: &Pair, cx: &mut Context) {
+    let Some((before, torn)) = newest(role, disks[SUPERBLOCKS].words(), &cx.vault) else { return };
+    if torn {
+        return;
+    }
+    let copy = cx.rng.below(2);
+    flip_bit(&mut disks[SUPERBLOCKS].words_mut()[copy * 8]);
+    let after = newest(role, disks[SUPERBLOCKS].words(), &cx.vault);
+    let (after, _) = after.expect("one rotten copy of two makes both useless");
+    let shelf = Shelf { halves: [disks[0].words(), disks[1].words()], vault: &cx.vault };
+    if pair.promoted.is_some() && role == Role::Destination {
+        assert!(after.epoch > pair.epoch(), "one rotten copy makes the destination forget that it was promoted");
+    }
+    let right = recovery::recover(&shelf, before.source, before.clean, role == Role::Source || before.whole);
+    let found = recovery::recover(&shelf, after.source, after.clean, role == Role::Source || after.whole);
+    if let (Ok(right), Ok(found)) = (right, found) {
+        // What isn't whole has nothing to lose.
+        let counts = role == Role::Source || after.whole;
+        assert!(
+            !counts || found.end.seq >= right.end.seq,
+            "a rotten superblock takes records away, and nobody says so"
+        );
+        cx.met.count(Rare::RottenSuperblockSurvived);
+    }
+}

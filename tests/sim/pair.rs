@@ -1,0 +1,511 @@
+//! A source, its mirror at the destination, what lies between them, and all that can happen to the two.
+
+use crate::client::Habits;
+use crate::content::{SECTOR, Word};
+use crate::context::Context;
+use crate::destination::DestinationNode;
+use crate::disk::{Crash, Faults};
+use crate::link::Link;
+use crate::model::{Model, Volumes};
+use crate::rare::Rare;
+use crate::source::{SourceNode, VOLUMES, disks};
+use nbd_mirror::core::Durability;
+use nbd_mirror::core::destination::State as FillState;
+use nbd_mirror::core::source::Shape;
+use nbd_mirror::format::ids::{Digest, Epoch, Id, Mark};
+use nbd_mirror::format::superblock::{Role, Superblock, Volume};
+use nbd_mirror::limits::MAX_FRAME_BYTES;
+use std::time::Duration;
+
+/// What can happen, in the order of [`Pair::weights`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    SourceDisk,
+    MirrorDisk,
+    ToDestination,
+    ToSource,
+    Connect,
+    Time,
+    StartSource,
+    StartMirror,
+    PromotedDisk,
+    Client,
+    PromotedClient,
+    Sync,
+    Cut,
+    HalfClose,
+    CrashSource,
+    CrashMirror,
+    CrashBoth,
+    Wipe,
+    Promote,
+    GhostPromote,
+    GhostRot,
+}
+
+pub const EVENTS: [Event; 21] = [
+    Event::SourceDisk,
+    Event::MirrorDisk,
+    Event::ToDestination,
+    Event::ToSource,
+    Event::Connect,
+    Event::Time,
+    Event::StartSource,
+    Event::StartMirror,
+    Event::PromotedDisk,
+    Event::Client,
+    Event::PromotedClient,
+    Event::Sync,
+    Event::Cut,
+    Event::HalfClose,
+    Event::CrashSource,
+    Event::CrashMirror,
+    Event::CrashBoth,
+    Event::Wipe,
+    Event::Promote,
+    Event::GhostPromote,
+    Event::GhostRot,
+];
+
+/// Events from here on aren't needed for the two to come into step.
+const WILD: usize = Event::Client as usize;
+
+pub struct Pair {
+    pub source: SourceNode,
+    pub mirror: DestinationNode,
+    pub model: Model,
+    pub promoted: Option<(SourceNode, Model)>,
+    pub link: Link,
+    pub habits: Habits,
+    pub faults: Faults,
+    weights: [u64; EVENTS.len()],
+    identity: Superblock,
+    /// The worst that happened to each machine since it last held everything.
+    source_down: Crash,
+    mirror_lost: bool,
+    promoted_down: Crash,
+    /// The operator wants a promote.
+    promoting: bool,
+    tokens: u64,
+}
+
+/// Volumes with something on them, or nothing.
+fn volumes(cx: &mut Context) -> Volumes {
+    let sizes: &[usize] = cx.rng.pick(&[&[192], &[64, 64, 64], &[64, 256], &[5120], &[2300, 128]]);
+    let mut base: Volumes = sizes.iter().map(|size| vec![0; *size]).collect();
+    if cx.rng.chance(700) {
+        for volume in &mut base {
+            for _ in 0..6 {
+                let at = cx.rng.below(volume.len());
+                let end = (at + 16).min(volume.len());
+                volume[at..end].iter_mut().zip(cx.words..).for_each(|(sector, word)| *sector = word);
+                cx.words += 16;
+            }
+        }
+    }
+    base
+}
+
+impl Pair {
+    pub fn new(number: u8, cx: &mut Context) -> Pair {
+        let durability = cx.rng.pick(&[Durability::Always, Durability::Flush]);
+        let base = volumes(cx);
+        let facts = |(index, words): (usize, &Vec<Word>)| Volume {
+            name: format!("vol{index}"),
+            size_bytes: (words.len() * SECTOR) as u64,
+            block_bytes: SECTOR as u32,
+            copied_bytes: 0,
+        };
+        let identity = Superblock {
+            role: Role::Source,
+            generation: 2,
+            source: Id([number + 1; 16]),
+            name: format!("source{number}"),
+            half_bytes: (MAX_FRAME_BYTES + cx.rng.pick(&[0, 64 << 10, 256 << 10])) as u64,
+            epoch: Epoch(1),
+            fenced_by: Epoch(0),
+            incarnation: 0,
+            clean: Mark::default(),
+            whole: false,
+            promoted: false,
+            volumes: base.iter().enumerate().map(facts).collect(),
+        };
+        let shape = Shape { durability, mirrored: true, max_age: Duration::from_secs(10) };
+        let source = SourceNode::new(shape, disks(&identity, base.clone(), &mut cx.vault));
+        let mut pair = Pair {
+            source,
+            mirror: DestinationNode::new(Vec::new()),
+            model: Model::new(base, Digest(0)),
+            promoted: None,
+            link: Link::default(),
+            habits: Habits::choose(cx),
+            faults: Faults { short: cx.rng.pick(&[0, 20]), failed: cx.rng.pick(&[0, 0, 0, 2]) },
+            weights: weights(cx),
+            identity,
+            source_down: Crash::Kill,
+            mirror_lost: false,
+            promoted_down: Crash::Kill,
+            promoting: false,
+            tokens: 0,
+        };
+        pair.wipe(cx);
+        pair
+    }
+
+    /// The destination's disks are replaced by blank ones, or by such with something else on the images.
+    fn wipe(&mut self, cx: &mut Context) {
+        let superblock = Superblock { role: Role::Destination, ..self.identity.clone() };
+        let junk = cx.rng.pick(&[0, u64::MAX >> 3]);
+        let images = superblock.volumes.iter().map(|volume| vec![junk; volume.size_bytes as usize / SECTOR]).collect();
+        self.mirror = DestinationNode::new(disks(&superblock, images, &mut cx.vault));
+        self.mirror_lost = false;
+        self.link.destination_died(&mut cx.rng);
+    }
+
+    fn possible(&self, event: Event) -> bool {
+        let source_up = self.source.core.is_some();
+        let mirror_up = self.mirror.core.is_some();
+        let fenced = self.source.fenced();
+        match event {
+            Event::SourceDisk => !self.source.io.idle(),
+            Event::MirrorDisk => !self.mirror.io.idle(),
+            Event::ToDestination => mirror_up && !self.link.to_destination.is_empty(),
+            Event::ToSource => source_up && !self.link.to_source.is_empty(),
+            Event::Connect => source_up && mirror_up && !self.link.source_up && !fenced,
+            Event::Time => true,
+            Event::StartSource => self.source.down(),
+            Event::StartMirror => !mirror_up,
+            Event::PromotedDisk => self.promoted.as_ref().is_some_and(|(node, _)| !node.io.idle()),
+            Event::Client => source_up,
+            Event::PromotedClient => self.promoted.as_ref().is_some_and(|(node, _)| node.core.is_some()),
+            Event::Sync => source_up && !fenced,
+            Event::Cut | Event::HalfClose => self.link.source_up,
+            Event::CrashSource => !self.source.down(),
+            Event::CrashMirror => mirror_up,
+            Event::CrashBoth => mirror_up && !self.source.down(),
+            Event::Wipe => self.promoted.is_none() && !self.promoting,
+            Event::Promote => {
+                let promotable = self.mirror.core.as_ref().is_some_and(|core| core.promotable());
+                promotable && self.promoted.is_none()
+            }
+            Event::GhostPromote => mirror_up && self.promoted.is_none(),
+            Event::GhostRot => true,
+        }
+    }
+
+    /// What happens next. `calm`: no faults any more, and no clients.
+    pub fn choose(&self, calm: bool, cx: &mut Context) -> Event {
+        let count = if calm { WILD } else { EVENTS.len() };
+        let mut total = 0;
+        let mut until = [0; EVENTS.len()];
+        for (index, event) in EVENTS[..count].iter().enumerate() {
+            if self.weights[index] > 0 && self.possible(*event) {
+                // An operator who wanted a promote asks again after a crash.
+                total += if *event == Event::Promote && self.promoting { 100 } else { self.weights[index] };
+            }
+            until[index] = total;
+        }
+        let drawn = cx.rng.next() % total;
+        EVENTS[until[..count].iter().position(|until| drawn < *until).expect("time can always pass")]
+    }
+
+    /// Lets it happen; returns how many events that were.
+    pub fn happen(&mut self, event: Event, calm: bool, cx: &mut Context) -> usize {
+        let how = if cx.rng.chance(500) { Crash::Kill } else { Crash::Power };
+        match event {
+            Event::SourceDisk => return self.source_disk(calm, cx),
+            Event::MirrorDisk => return self.mirror_disk(calm, cx),
+            Event::ToDestination => return self.deliver_to_destination(cx),
+            Event::ToSource => return self.deliver_to_source(cx),
+            Event::Connect => {
+                let core = self.source.core.as_ref().expect("looked at before");
+                self.link.connect(core.superblock().clone(), &mut cx.rng);
+            }
+            Event::Time => {
+                cx.now += Duration::from_secs(cx.rng.next() % 3);
+                let now = cx.now;
+                let due = |node: &SourceNode| {
+                    node.core.as_ref().and_then(|core| core.next_deadline()).is_some_and(|deadline| deadline <= now)
+                };
+                if due(&self.source) {
+                    self.source.turn(&mut self.link, &mut self.model, cx);
+                }
+                if let Some((node, model)) = self.promoted.as_mut().filter(|(node, _)| due(node)) {
+                    node.turn(&mut Link::default(), model, cx);
+                }
+            }
+            Event::StartSource => self.start_source(cx),
+            Event::StartMirror => self.start_mirror(cx),
+            Event::PromotedDisk => return self.promoted_disk(calm, cx),
+            Event::Client => {
+                let done = self.habits.act(&mut self.source, &mut self.model, cx);
+                self.source.turn(&mut self.link, &mut self.model, cx);
+                return done.max(1);
+            }
+            Event::PromotedClient => {
+                let Some((node, model)) = &mut self.promoted else { return 0 };
+                let done = self.habits.act(node, model, cx);
+                node.turn(&mut Link::default(), model, cx);
+                return done.max(1);
+            }
+            Event::Sync => {
+                self.sync(cx);
+            }
+            Event::Cut => self.link.cut(&mut cx.rng),
+            Event::HalfClose => {
+                cx.met.count(Rare::HalfClosed);
+                self.link.half_close(&mut cx.rng);
+            }
+            Event::CrashSource => self.crash_source(how, cx),
+            Event::CrashMirror => self.crash_mirror(how, cx),
+            Event::CrashBoth => {
+                cx.met.count(Rare::BothCrashed);
+                self.crash_source(how, cx);
+                self.crash_mirror(how, cx);
+            }
+            Event::Wipe => self.wipe(cx),
+            Event::Promote => self.promote(cx),
+            Event::GhostPromote => crate::ghost::promote(&self.mirror, how, self.mirror_lost, &mut self.model, cx),
+            Event::GhostRot => crate::ghost::rot(self, cx),
+        }
+        1
+    }
+
+    /// A `sync` command; returns its token.
+    pub fn sync(&mut self, cx: &mut Context) -> u64 {
+        self.tokens += 1;
+        if let Some(core) = &mut self.source.core {
+            core.handle_sync(self.tokens);
+        }
+        self.source.turn(&mut self.link, &mut self.model, cx);
+        self.tokens
+    }
+
+    fn faults(&self, calm: bool) -> Faults {
+        if calm { Faults::default() } else { self.faults }
+    }
+
+    fn source_disk(&mut self, calm: bool, cx: &mut Context) -> usize {
+        let mut done = 0;
+        for _ in 0..=cx.rng.below(3) {
+            match self.source.step(self.faults(calm), &mut self.model, cx) {
+                Ok(true) => done += 1,
+                Ok(false) => {}
+                Err(()) => {
+                    self.crash_source(Crash::Kill, cx);
+                    // A sync that fails may take with it what it should have saved.
+                    self.source_down = Crash::Power;
+                    return done + 1;
+                }
+            }
+        }
+        self.source.turn(&mut self.link, &mut self.model, cx);
+        done.max(1)
+    }
+
+    fn mirror_disk(&mut self, calm: bool, cx: &mut Context) -> usize {
+        let mut done = 0;
+        for _ in 0..=cx.rng.below(3) {
+            match self.mirror.step(self.faults(calm), cx) {
+                Ok(true) => done += 1,
+                Ok(false) => {}
+                Err(()) => {
+                    self.crash_mirror(Crash::Kill, cx);
+                    self.mirror_lost = true;
+                    return done + 1;
+                }
+            }
+        }
+        self.mirror.turn(&mut self.link, cx);
+        self.look_for_promoted(cx);
+        done.max(1)
+    }
+
+    fn promoted_disk(&mut self, calm: bool, cx: &mut Context) -> usize {
+        let faults = self.faults(calm);
+        let Some((node, model)) = &mut self.promoted else { return 0 };
+        match node.step(faults, model, cx) {
+            Ok(_) => node.turn(&mut Link::default(), model, cx),
+            Err(()) => {
+                self.crash_mirror(Crash::Kill, cx);
+                (self.mirror_lost, self.promoted_down) = (true, Crash::Power);
+            }
+        }
+        1
+    }
+
+    fn deliver_to_destination(&mut self, cx: &mut Context) -> usize {
+        let count = 1 + cx.rng.below(4);
+        for _ in 0..count {
+            self.mirror.deliver(&mut self.link, cx);
+        }
+        self.mirror.turn(&mut self.link, cx);
+        // There is room for more to be sent.
+        self.source.turn(&mut self.link, &mut self.model, cx);
+        count
+    }
+
+    fn deliver_to_source(&mut self, cx: &mut Context) -> usize {
+        let count = 1 + cx.rng.below(3);
+        for _ in 0..count {
+            let Some(message) = self.link.to_source.pop_front() else { break };
+            let closed = matches!(message, crate::link::Message::Closed);
+            self.source.deliver(message, cx);
+            if closed {
+                self.link.closed_by_source();
+            }
+        }
+        self.source.turn(&mut self.link, &mut self.model, cx);
+        count
+    }
+
+    fn crash_source(&mut self, how: Crash, cx: &mut Context) {
+        self.source.crash(how, cx);
+        if how == Crash::Power {
+            self.source_down = how;
+        }
+        self.link.source_died(&mut cx.rng);
+    }
+
+    fn start_source(&mut self, cx: &mut Context) {
+        if cx.rng.chance(50) {
+            let other = match self.source.shape.durability {
+                Durability::Always => Durability::Flush,
+                Durability::Flush => Durability::Always,
+            };
+            self.source.shape.durability = other;
+            cx.met.count(Rare::SourceChangedDurability);
+        }
+        self.source.start(self.source_down, &mut self.model, cx);
+        self.source_down = Crash::Kill;
+    }
+
+    pub fn crash_mirror(&mut self, how: Crash, cx: &mut Context) {
+        if let Some(core) = &self.mirror.core {
+            if self.promoted.is_none() && core.promotable() && self.model.complete(core.stored().digest) {
+                self.mirror_lost = false;
+            }
+            if self.promoting && self.promoted.is_none() && core.fences(Epoch(1)) {
+                let durable = core.superblock().epoch > self.identity.epoch && core.applies_under_way() > 0;
+                cx.met.count(if durable { Rare::PromoteCrashedInApply } else { Rare::PromoteCrashedBeforeEpoch });
+            }
+        }
+        self.mirror_lost |= how == Crash::Power;
+        self.mirror.crash(how, cx);
+        self.link.destination_died(&mut cx.rng);
+        if let Some((node, _)) = &mut self.promoted {
+            node.crash(how, cx);
+            if how == Crash::Power {
+                self.promoted_down = how;
+            }
+        }
+    }
+
+    fn start_mirror(&mut self, cx: &mut Context) {
+        self.mirror.start(cx).unwrap_or_else(|damage| panic!("the destination's journal files: {damage}"));
+        if let Some((node, model)) = self.promoted.as_mut().filter(|(node, _)| node.down()) {
+            cx.met.count(Rare::PromotedStartedAgain);
+            node.start(self.promoted_down, model, cx);
+            self.promoted_down = Crash::Kill;
+        }
+        self.mirror.turn(&mut self.link, cx);
+        self.look_for_promoted(cx);
+    }
+
+    fn promote(&mut self, cx: &mut Context) {
+        let Some(core) = &self.mirror.core else { return };
+        if core.promotable() {
+            cx.met.count_if(core.connected(), Rare::PromotedWhileConnected);
+            cx.met.count_if(core.halves().iter().any(|half| half.state != FillState::Clean), Rare::PromotedWithFills);
+            self.promoting = true;
+            self.mirror.promote(&mut self.link);
+            self.mirror.turn(&mut self.link, cx);
+            self.look_for_promoted(cx);
+        }
+    }
+
+    /// The promote is complete: its image is compared, and served by a source without a destination.
+    fn look_for_promoted(&mut self, cx: &mut Context) {
+        let Some(mark) = self.mirror.promoted.filter(|_| self.promoted.is_none()) else { return };
+        crate::ghost::check_promoted(&self.mirror, mark, self.mirror_lost, &mut self.model, cx);
+        self.model.fence(mark.digest);
+        let images: Volumes = self.mirror.io.disks[VOLUMES..].iter().map(|disk| disk.words().to_vec()).collect();
+        let epoch = self.mirror.core.as_ref().expect("it is up").superblock().epoch;
+        let superblock = Superblock { source: Id([200; 16]), epoch, ..self.identity.clone() };
+        let shape = Shape { mirrored: false, ..self.source.shape.clone() };
+        let mut node = SourceNode::new(shape, disks(&superblock, images.clone(), &mut cx.vault));
+        let mut model = Model::new(images, Digest(0));
+        node.start(Crash::Kill, &mut model, cx);
+        self.promoted = Some((node, model));
+    }
+
+    /// The epoch in which it all began.
+    pub fn epoch(&self) -> Epoch {
+        self.identity.epoch
+    }
+
+    pub fn promoting(&self) -> bool {
+        self.promoting
+    }
+
+    /// One line of what both sides are up to.
+    pub fn describe(&self) -> String {
+        let source = match &self.source.core {
+            None if self.source.down() => "down".into(),
+            None => "starting".into(),
+            Some(core) => {
+                let halves = core.halves().each_ref().map(|half| format!("{}:{}", half.fill, half.state.word()));
+                let (last, done, acked) = (core.last(), core.committed(), core.acked());
+                format!("last {last} committed {done} acked {acked} {} {}", halves[0], halves[1])
+            }
+        };
+        let mirror = match &self.mirror.core {
+            None => "down".into(),
+            Some(core) => {
+                let halves = core.halves().each_ref().map(|half| format!("{}:{}", half.fill, half.word()));
+                let superblock = core.superblock();
+                format!(
+                    "stored {} clean {} epoch {} {} {}{}{}",
+                    core.stored().seq,
+                    superblock.clean.seq,
+                    superblock.epoch,
+                    halves[0],
+                    halves[1],
+                    if core.connected() { " connected" } else { "" },
+                    if superblock.whole { " whole" } else { "" },
+                )
+            }
+        };
+        format!("{source:64} | {mirror}")
+    }
+}
+
+/// How likely things are in this world.
+fn weights(cx: &mut Context) -> [u64; EVENTS.len()] {
+    let mut weights = [0; EVENTS.len()];
+    let mut set = |event: Event, weight: u64| weights[event as usize] = weight;
+    let slow = |weight: u64, rng: &mut crate::rng::Rng| if rng.chance(250) { weight / 8 + 1 } else { weight };
+    let rng = &mut cx.rng;
+    set(Event::SourceDisk, slow(300, rng));
+    set(Event::MirrorDisk, slow(300, rng));
+    set(Event::ToDestination, slow(300, rng));
+    set(Event::ToSource, slow(300, rng));
+    set(Event::Connect, slow(60, rng));
+    set(Event::Time, slow(10, rng));
+    set(Event::StartSource, 100);
+    set(Event::StartMirror, 100);
+    set(Event::PromotedDisk, slow(300, rng));
+    set(Event::Client, slow(200, rng));
+    set(Event::PromotedClient, slow(100, rng));
+    set(Event::Sync, slow(6, rng));
+    set(Event::Cut, slow(4, rng));
+    set(Event::HalfClose, 1);
+    set(Event::CrashSource, slow(3, rng));
+    set(Event::CrashMirror, slow(3, rng));
+    set(Event::CrashBoth, 1);
+    set(Event::Wipe, u64::from(rng.chance(100)));
+    set(Event::Promote, u64::from(rng.chance(500)));
+    set(Event::GhostPromote, 2);
+    set(Event::GhostRot, 1);
+    weights
+}

@@ -1,0 +1,145 @@
+//! States that only a rare path reaches. Each is counted, and a run over many seeds must have reached all.
+
+macro_rules! rare {
+    ($($(#[doc = $text:literal])* $name:ident,)*) => {
+        /// A state or event worth knowing that it was met.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Rare { $($(#[doc = $text])* $name,)* }
+
+        impl Rare {
+            pub const ALL: &[(Rare, &str)] = &[$((Rare::$name, concat!($($text),*)),)*];
+        }
+    };
+}
+
+rare! {
+    /// a source started and found nothing in its journal
+    SourceFoundNothing,
+    /// a source started and found frames of one fill
+    SourceFoundOneFill,
+    /// a source started and found frames of two fills
+    SourceFoundTwoFills,
+    /// a source's journal ended in a torn frame
+    SourceTornTail,
+    /// a source found one superblock copy torn
+    SourceTornSuperblock,
+    /// a source crashed while it recovered
+    SourceCrashedInRecovery,
+    /// a source crashed while a half was being flushed
+    SourceCrashedInFlush,
+    /// a source crashed in the first sync
+    SourceCrashedInCopy,
+    /// a source lost frames that were answered without the promise to survive
+    SourceLostUnpromised,
+    /// a source started with the other durability
+    SourceChangedDurability,
+    /// a destination started and found nothing in its journal files
+    DestinationFoundNothing,
+    /// a destination started and found frames of one fill
+    DestinationFoundOneFill,
+    /// a destination started and found frames of two fills
+    DestinationFoundTwoFills,
+    /// a destination's journal file ended in a torn frame
+    DestinationTornTail,
+    /// a destination found one copy of its state torn
+    DestinationTornState,
+    /// a destination crashed while a fill was being applied: it is applied again
+    DestinationCrashedInApply,
+    /// a destination's crash in a power cut lost answered frames that were only promised not to survive one
+    DestinationLostUnpromised,
+    /// both sides crashed at once
+    BothCrashed,
+    /// clients waited because no half was clean
+    NoHalfClean,
+    /// clients waited because too much was queued
+    Backpressure,
+    /// a flush was behind its pace
+    FlushLate,
+    /// an apply was behind its pace
+    ApplyLate,
+    /// a destination had frames that its source had lost, and dropped them
+    DestinationAhead,
+    /// dropped frames began in the middle of a fill
+    DestinationDroppedPartOfFill,
+    /// a destination said "not now" to a hello
+    NotNow,
+    /// a sync signal came again for a fill that was applied
+    SignalAgain,
+    /// a connection was cut in the middle of a frame
+    FrameTornOnTheWay,
+    /// only one direction of a connection broke
+    HalfClosed,
+    /// a damaged frame was refused by the destination
+    DamageOnTheWay,
+    /// a destination's folder was removed, and the first sync began anew
+    StartedOver,
+    /// the first sync read a window again because a client wrote to it
+    WindowReadAgain,
+    /// a window's read ended after its copy had been given up
+    WindowOfAnEarlierCopy,
+    /// a promote while the source was connected
+    PromotedWhileConnected,
+    /// a promote with applies to be done
+    PromotedWithFills,
+    /// a destination crashed before a promote's epoch was durable
+    PromoteCrashedBeforeEpoch,
+    /// a destination crashed between a promote's epoch and its end
+    PromoteCrashedInApply,
+    /// a source learned by a report that it is fenced
+    FencedByReport,
+    /// a source learned by its hello that it is fenced
+    FencedByHello,
+    /// a fenced source started again
+    FencedStartedAgain,
+    /// a promoted source crashed and started again
+    PromotedStartedAgain,
+    /// a disk took only a part of a write at first
+    ShortWrite,
+    /// a source stopped because a disk failed
+    SourceDiskFailed,
+    /// a destination stopped because a disk failed
+    DestinationDiskFailed,
+    /// rot in a source's journal was reported
+    SourceRotReported,
+    /// rot in a destination's journal file was reported
+    DestinationRotReported,
+    /// rot in the last frame looked like a torn tail
+    RotLooksTorn,
+    /// rot in a superblock copy or state copy was survived
+    RottenSuperblockSurvived,
+    /// a read saw the volume while it was being written
+    ReadDuringFlush,
+    /// a request of several records
+    LargeRequest,
+    /// a FLUSH was a record
+    FlushRecord,
+}
+
+/// How often each was met.
+#[derive(Debug, Clone)]
+pub struct Met(Vec<u64>);
+
+impl Met {
+    pub fn none() -> Met {
+        Met(vec![0; Rare::ALL.len()])
+    }
+
+    pub fn count(&mut self, rare: Rare) {
+        self.0[rare as usize] += 1;
+    }
+
+    pub fn count_if(&mut self, met: bool, rare: Rare) {
+        if met {
+            self.count(rare);
+        }
+    }
+
+    pub fn add(&mut self, other: &Met) {
+        self.0.iter_mut().zip(&other.0).for_each(|(sum, count)| *sum += count);
+    }
+
+    /// Each state with its count.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Rare::ALL.iter().map(|(rare, text)| (text.trim(), self.0[*rare as usize]))
+    }
+}
