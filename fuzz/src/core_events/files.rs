@@ -1,0 +1,73 @@
+//! A destination's halves: in memory as they were received, and in their files as they were written.
+
+use nbd_mirror::core::Place;
+use nbd_mirror::core::destination::{Rescanned, StoreOp};
+use nbd_mirror::core::recovery::{block_at, frame_at};
+use nbd_mirror::format::block::Block;
+use nbd_mirror::format::frame::{Header, Record, padded};
+use nbd_mirror::format::ids::{Id, Mark};
+use nbd_mirror::limits::BLOCK_BYTES;
+
+/// Both halves, twice.
+pub struct Files {
+    memory: [Vec<u8>; 2],
+    files: [Vec<u8>; 2],
+}
+
+impl Files {
+    /// Halves of that size, in bytes.
+    pub fn new(half_bytes: u64) -> Files {
+        let half = || vec![0; half_bytes as usize];
+        Files { memory: [half(), half()], files: [half(), half()] }
+    }
+
+    /// A frame is received to its place; all payloads of these sources are zeros.
+    pub fn receive(&mut self, header: &Header, block: &Block) {
+        let at = header.position as usize;
+        let frame = &mut self.memory[header.fill.half()][at..at + header.frame_bytes() as usize];
+        frame[..BLOCK_BYTES].copy_from_slice(block);
+        frame[BLOCK_BYTES..].fill(0);
+    }
+
+    /// A write to a file; the memory is as it was when the write was asked for.
+    pub fn store(&mut self, op: StoreOp) {
+        let range = op.start as usize..op.end as usize;
+        self.files[op.half][range.clone()].copy_from_slice(&self.memory[op.half][range]);
+    }
+
+    /// A block of zeros is written to a file.
+    pub fn erase(&mut self, half: usize, position: u64) {
+        self.files[half][position as usize..][..BLOCK_BYTES].fill(0);
+    }
+
+    /// What a restart would read.
+    pub fn files(&self) -> [&[u8]; 2] {
+        [&self.files[0], &self.files[1]]
+    }
+
+    /// The frames of a fill in memory, from the boundary before it up to a mark.
+    pub fn rescan(&self, source: Id, before: Mark, until: Mark) -> Vec<Rescanned> {
+        let half = &self.memory[until.fill.half()];
+        let (mut found, mut end, mut position): (Vec<Rescanned>, _, _) = (Vec::new(), before, 0);
+        while end.seq < until.seq
+            && let Ok(frame) = frame_at(half, source, until.fill, position, end)
+            && let Some(block) = block_at(half, position)
+        {
+            found.push((frame, records(&frame.header, block)));
+            position += frame.header.frame_bytes();
+            end = frame.mark;
+        }
+        found
+    }
+}
+
+/// A frame's records with their payloads' places.
+pub fn records(header: &Header, block: &Block) -> Vec<(Record, Place)> {
+    let mut at = ((header.fill.half() as u64) << 40) + header.position + BLOCK_BYTES as u64;
+    let with_place = |record: Record| {
+        let place = Place(at);
+        at += padded(record.payload_bytes()) as u64;
+        (record, place)
+    };
+    header.records(block).map(with_place).collect()
+}
