@@ -499,7 +499,11 @@ fn sources() -> std::io::Result<()> {
             [
                 work.clone(),
                 vec![
-                    welcome(false, &MarkPick::Seq { back: 0, seq: Number::Huge { below: 0 } }, &[known.clone()]),
+                    welcome(
+                        false,
+                        &MarkPick::Seq { back: 0, seq: Number::Huge { below: 0 } },
+                        std::slice::from_ref(&known),
+                    ),
                     Settle,
                 ],
             ]

@@ -262,7 +262,7 @@ impl Driver {
         let files = &self.files;
         let mut rescan = |before, until| files.rescan(SOURCE, before, until);
         if self.core.handle_signal(signal, &mut rescan, &mut self.effects).is_err() {
-            if matches!(signal, Signal::Resume { .. }) {
+            if matches!(signal, Signal::Resume { .. }) && !self.resumed {
                 // Frames may have been dropped before it failed.
                 self.forget_after(self.core.stored());
             }

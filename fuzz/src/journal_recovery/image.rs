@@ -117,7 +117,7 @@ impl Image {
         let over = maker.made.last().map_or(0, |mark| mark.fill.0.saturating_sub(2));
         let clean_fill = Fill(last_fill.0.saturating_sub(behind).max(start.fill.0).max(over));
         let ends = maker.frames.iter().map(|(_, _, after)| *after);
-        let clean = ends.clone().filter(|mark| mark.fill <= clean_fill).last().unwrap_or(start);
+        let clean = ends.clone().rfind(|mark| mark.fill <= clean_fill).unwrap_or(start);
         let chain = ends.filter(|mark| mark.fill > clean_fill).collect();
         let mut journal = Journal {
             halves: maker.halves,
