@@ -4,6 +4,12 @@
 LINKER_PACKAGES = gcc libc6-dev
 TEST_PACKAGES = e2fsprogs fio libnbd-bin mount nbd-client nbdkit python3 python3-libnbd qemu-utils util-linux
 
+FUZZ_TARGETS = nbd_negotiation nbd_requests replication journal_recovery core_events
+FUZZ_SECONDS ?= 60
+# No sanitizer: what is fuzzed has no `unsafe`, and a stable toolchain is enough.
+FUZZ = $(CARGO) fuzz
+FUZZ_OPTIONS = --sanitizer none
+
 PREFIX ?= /usr/local
 BINDIR = $(PREFIX)/bin
 DOCDIR = $(PREFIX)/share/doc/nbd-mirror
@@ -33,13 +39,14 @@ install_missing = \
 		&& $$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $$missing
 
 .NOTPARALLEL:
-.PHONY: help demo build test sim lint bench fmt clean install deps linker rust components
+.PHONY: help demo build test sim fuzz-smoke lint bench fmt clean install deps linker rust components cargo-fuzz
 
 help:
 	@echo 'make demo     a failover on this machine, with a check of every answered write (no root)'
 	@echo 'make test     lint, build and run all tests; installs missing Debian packages'
 	@echo 'make sim      both cores in a world of crashes and faults; SEEDS=100000 FROM=7 for more, SEED=7 for one'
 	@echo 'make lint     formatting, clippy and the documentation, all without a warning'
+	@echo 'make fuzz-smoke  fuzz each target for FUZZ_SECONDS ($(FUZZ_SECONDS)); installs cargo-fuzz where it is missing'
 	@echo 'make bench    measure against other systems; writes bench/results/ and docs/performance.md'
 	@echo 'make build    build $(PROGRAM)'
 	@echo 'make install  put program, systemd units and examples below $$DESTDIR$$PREFIX ($(PREFIX))'
@@ -68,14 +75,28 @@ sim: linker
 
 lint: linker components
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
 
 bench: deps build
 	@python3 bench/run.py $(BENCH_OPTIONS)
 
+# What is found is kept in fuzz/artifacts/, and its path is the last thing said.
+fuzz-smoke: linker cargo-fuzz
+	$(CARGO) clippy --locked --all-targets --manifest-path fuzz/Cargo.toml -- -D warnings
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/corpus/$$target; \
+		$(FUZZ) run $(FUZZ_OPTIONS) $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=30 -print_final_stats=1 || exit 1; \
+	done
+
+cargo-fuzz: rust
+	@$(FUZZ) --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+
 fmt: components
 	@$(CARGO) fmt
+	@$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 clean: rust
 	@$(CARGO) clean

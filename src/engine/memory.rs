@@ -191,8 +191,8 @@ mod tests {
         assert_eq!((a, b), (Place(8192), Place(8192 + 4096)));
         let (c, bytes) = pool.take(CHUNK_BYTES - 1).unwrap();
         assert_eq!((c, bytes), (Place(8192 + 3 * 4096), CHUNK_BYTES - 3 * 4096), "up to the chunk's end");
-        let (d, bytes) = pool.take(CHUNK_BYTES).unwrap();
-        assert_eq!((d.0, bytes), (8192 + CHUNK_BYTES as u64, CHUNK_BYTES));
+        let (d, whole) = pool.take(CHUNK_BYTES).unwrap();
+        assert_eq!((d.0, whole), (8192 + CHUNK_BYTES as u64, CHUNK_BYTES));
         assert!(pool.take(512).is_none() && pool.take(CHUNK_BYTES).is_none());
         pool.release(d, CHUNK_BYTES as u64);
         pool.release(a, 512);

@@ -49,6 +49,14 @@ pub enum BlockError {
     Field(&'static str),
 }
 
+/// Fills, records, epochs and runs are counted up from 1, and none gets here in the lifetime of any disk.
+pub const MAX_NUMBER: u64 = 1 << 62;
+
+/// Refuses numbers that nobody ever counted up to, so that whoever goes on from one that was read can't run over.
+pub fn countable(numbers: impl IntoIterator<Item = u64>) -> Result<(), BlockError> {
+    if numbers.into_iter().all(|number| number < MAX_NUMBER) { Ok(()) } else { Err(BlockError::Field("number")) }
+}
+
 /// Writes the preamble into a block whose other fields are complete.
 pub fn seal(block: &mut Block, magic: [u8; 8], flags: u16) {
     let preamble = Preamble { magic, version: VERSION.into(), flags: flags.into(), checksum: 0.into() };

@@ -211,9 +211,10 @@ impl Header {
         if header.count == 0 || usize::from(header.count) > MAX_RECORDS_PER_FRAME {
             return Err(BlockError::Field("record count"));
         }
-        if header.first.0 == 0 || header.first.0.checked_add(u64::from(header.count)).is_none() {
+        if header.first.0 == 0 {
             return Err(BlockError::Field("sequence number"));
         }
+        block::countable([header.epoch.0, header.incarnation, header.fill.0, header.first.0, header.committed.0])?;
         if header.position > crate::limits::MAX_HALF_BYTES {
             return Err(BlockError::Field("position"));
         }
@@ -360,6 +361,8 @@ mod tests {
         bad[0].offset = u64::MAX - 3;
         header().encode(bad.iter(), &mut block);
         assert_eq!(Header::parse(&block), Err(BlockError::Field("record range")));
+        Header { first: Seq(u64::MAX - 3), ..header() }.encode(records(&payload).iter(), &mut block);
+        assert_eq!(Header::parse(&block), Err(BlockError::Field("number")));
         header().encode([].iter(), &mut block);
         assert_eq!(Header::parse(&block), Err(BlockError::Field("record count")));
     }

@@ -77,6 +77,13 @@ pub struct Mark {
     pub digest: Digest,
 }
 
+impl Mark {
+    /// Its fill and its record, which are counted.
+    pub fn numbers(self) -> [u64; 2] {
+        [self.fill.0, self.seq.0]
+    }
+}
+
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "record {} (fill {}, digest {})", self.seq, self.fill, self.digest)

@@ -183,6 +183,9 @@ impl Superblock {
         {
             return Err(BlockError::Field("size of a half"));
         }
+        let clean: Mark = raw.clean.into();
+        block::countable([&raw.generation, &raw.epoch, &raw.fenced_by, &raw.incarnation].map(|number| number.get()))?;
+        block::countable(clean.numbers())?;
         let volumes = raw.volumes[..count].iter().map(|volume| {
             Ok(Volume {
                 name: unpack(&volume.name)?,
@@ -200,7 +203,7 @@ impl Superblock {
             epoch: Epoch(raw.epoch.get()),
             fenced_by: Epoch(raw.fenced_by.get()),
             incarnation: raw.incarnation.get(),
-            clean: raw.clean.into(),
+            clean,
             whole: flags & FLAG_WHOLE != 0,
             promoted: flags & FLAG_PROMOTED != 0,
             volumes: volumes.collect::<Result<_, BlockError>>()?,
@@ -251,6 +254,24 @@ mod tests {
         let superblock = sample();
         assert_eq!(Superblock::decode(Role::Source, &superblock.encode()), Ok(superblock.clone()));
         assert!(matches!(Superblock::decode(Role::Destination, &superblock.encode()), Err(BlockError::Magic(_))));
+    }
+
+    #[test]
+    fn numbers_that_nobody_counted_up_to_are_refused() {
+        let most = block::MAX_NUMBER;
+        let mark = |fill, seq| Mark { fill: Fill(fill), seq: Seq(seq), digest: Digest(u64::MAX) };
+        for bad in [
+            Superblock { generation: most, ..sample() },
+            Superblock { epoch: Epoch(u64::MAX), ..sample() },
+            Superblock { fenced_by: Epoch(u64::MAX), ..sample() },
+            Superblock { incarnation: u64::MAX, ..sample() },
+            Superblock { clean: mark(most, 1), ..sample() },
+            Superblock { clean: mark(1, u64::MAX), ..sample() },
+        ] {
+            assert_eq!(Superblock::decode(Role::Source, &bad.encode()), Err(BlockError::Field("number")));
+        }
+        let last = Superblock { generation: most - 1, clean: mark(most - 1, most - 1), ..sample() };
+        assert_eq!(Superblock::decode(Role::Source, &last.encode()), Ok(last));
     }
 
     #[test]

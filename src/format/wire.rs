@@ -140,14 +140,18 @@ impl Welcome {
         };
         let boundaries =
             raw.boundaries.get(..raw.boundary_count.get().into()).ok_or(BlockError::Field("boundaries"))?;
+        let applied: Mark = raw.applied.into();
+        let boundaries: Vec<Mark> = boundaries.iter().map(|mark| (*mark).into()).collect();
+        block::countable([raw.epoch.get()].into_iter().chain(applied.numbers()))?;
+        block::countable(boundaries.iter().flat_map(|mark| mark.numbers()))?;
         let reason = raw.reason.get(..raw.reason_bytes.get().into()).ok_or(BlockError::Field("reason"))?;
         Ok(Welcome {
             verdict,
             epoch: Epoch(raw.epoch.get()),
             whole: raw.whole != 0,
             fresh: raw.fresh != 0,
-            applied: raw.applied.into(),
-            boundaries: boundaries.iter().map(|mark| (*mark).into()).collect(),
+            applied,
+            boundaries,
             reason: String::from_utf8_lossy(reason).into_owned(),
         })
     }
@@ -203,9 +207,11 @@ impl Signal {
     pub fn decode(block: &Block) -> Result<Signal, BlockError> {
         block::open(block, SIGNAL)?;
         let raw = RawSignal::ref_from_bytes(&block[..SIGNAL_USED]).map_err(|_| BlockError::Field("length"))?;
+        let mark: Mark = raw.mark.into();
+        block::countable(mark.numbers())?;
         match raw.kind {
-            1 => Ok(Signal::Resume { common: raw.mark.into(), from_scratch: raw.flag != 0 }),
-            2 => Ok(Signal::Sync { last: raw.mark.into(), whole: raw.flag != 0 }),
+            1 => Ok(Signal::Resume { common: mark, from_scratch: raw.flag != 0 }),
+            2 => Ok(Signal::Sync { last: mark, whole: raw.flag != 0 }),
             _ => Err(BlockError::Field("signal")),
         }
     }
@@ -277,6 +283,7 @@ impl Report {
             return Err(BlockError::Checksum { stored, computed });
         }
         let seq = Seq(raw.number.get());
+        block::countable([raw.fill.get(), seq.0])?;
         match raw.kind {
             1 => Ok(Report::Stored(seq)),
             2 => Ok(Report::Applied(Mark { fill: Fill(raw.fill.get()), seq, digest: Digest(raw.digest.get()) })),
@@ -292,6 +299,23 @@ mod tests {
 
     fn mark(n: u64) -> Mark {
         Mark { fill: Fill(n), seq: Seq(n * 10), digest: Digest(n * 100) }
+    }
+
+    #[test]
+    fn numbers_that_nobody_counted_up_to_are_refused() {
+        let number = Err(BlockError::Field("number"));
+        for bad in [Mark { fill: Fill(u64::MAX), ..mark(1) }, Mark { seq: Seq(block::MAX_NUMBER), ..mark(1) }] {
+            assert_eq!(Signal::decode(&Signal::Resume { common: bad, from_scratch: true }.encode()), number);
+            assert_eq!(Signal::decode(&Signal::Sync { last: bad, whole: true }.encode()), number);
+            assert_eq!(Report::decode(&Report::Applied(bad).encode()), Err(BlockError::Field("number")));
+            let welcome = Welcome::refuse(Verdict::Welcome, Epoch(1), "");
+            let applied = Welcome { applied: bad, ..welcome.clone() };
+            let boundaries = Welcome { boundaries: vec![mark(1), bad], ..welcome };
+            assert!(Welcome::decode(&applied.encode()).is_err() && Welcome::decode(&boundaries.encode()).is_err());
+        }
+        assert!(Welcome::decode(&Welcome::refuse(Verdict::Fenced, Epoch(u64::MAX), "").encode()).is_err());
+        assert!(Report::decode(&Report::Stored(Seq(u64::MAX)).encode()).is_err());
+        assert!(Report::decode(&Report::Fenced(Epoch(u64::MAX)).encode()).is_err());
     }
 
     #[test]

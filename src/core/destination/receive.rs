@@ -293,6 +293,9 @@ impl Destination {
         if half.fill != last.fill || half.state == State::Clean || half.last != last {
             return Err(format!("the sync signal is for {last}, but fill {} is at {} here", half.fill, half.last));
         }
+        if half.received != half.stored {
+            return Err(format!("the sync signal is for {last}, but frames of fill {} came behind it", last.fill));
+        }
         self.verified = self.verified.max(last.seq);
         half.state = State::Sealed;
         half.whole = whole;

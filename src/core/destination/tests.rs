@@ -412,3 +412,17 @@ fn a_promote_in_the_middle_of_an_apply() {
     rig.core.handle_applied();
     assert_eq!(promoted(&mut rig), last);
 }
+
+/// A fill with nothing to write is done with as soon as it is sealed; a frame that is still on its way to its file
+/// would then be stored into a half that is clean already.
+#[test]
+fn a_fill_is_not_complete_while_frames_of_it_are_being_stored() {
+    let mut rig = Rig::new();
+    let first = rig.stored(1);
+    rig.frame(1);
+    assert!(rig.signal(Signal::Sync { last: first, whole: true }).unwrap_err().contains("came behind it"));
+    let op = rig.core.next_store().unwrap();
+    assert!(rig.signal(Signal::Sync { last: first, whole: true }).unwrap_err().contains("came behind it"));
+    rig.core.handle_stored(op, &mut rig.effects);
+    assert_eq!(rig.signal(Signal::Sync { last: rig.last, whole: true }), Ok(()));
+}

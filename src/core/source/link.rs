@@ -176,13 +176,19 @@ impl Source {
     }
 
     fn handle_applied(&mut self, mark: Mark, effects: &mut Vec<Effect>) {
+        // A fill that is clean here was applied before; a report that was late says nothing new.
+        if mark.fill <= self.superblock.clean.fill {
+            return;
+        }
+        // Only the very end of a fill that is complete here may count: the report acknowledges all before it, too.
+        let ours = self.halves.iter().find(|half| half.state != State::Clean && half.fill == mark.fill);
+        if ours.is_none_or(|half| half.state < State::Sealed || half.last != mark) {
+            return effects.push(Effect::ClosePeer(format!(
+                "the destination applied {mark}, but this source has {}: the two have parted",
+                ours.map_or(self.last, |half| half.last)
+            )));
+        }
         for half in self.halves.iter_mut().filter(|half| half.state >= State::Sealed && half.fill <= mark.fill) {
-            if half.fill == mark.fill && (half.last.seq != mark.seq || half.last.digest != mark.digest) {
-                return effects.push(Effect::ClosePeer(format!(
-                    "the destination applied {mark}, but this source has {}: the two have parted",
-                    half.last
-                )));
-            }
             half.applied = true;
         }
         self.acked = self.acked.max(mark.seq);
@@ -190,6 +196,13 @@ impl Source {
     }
 
     fn handle_fenced(&mut self, epoch: Epoch, effects: &mut Vec<Effect>) {
+        // Each promote raises the epoch: one of an earlier epoch, or of none, takes nothing from this source.
+        if epoch <= self.superblock.epoch {
+            return effects.push(Effect::ClosePeer(format!(
+                "the destination says that this source is fenced by epoch {epoch}, but it lives in epoch {}",
+                self.superblock.epoch
+            )));
+        }
         if !self.fenced() {
             self.superblock.fenced_by = epoch;
             self.superblock_dirty = true;

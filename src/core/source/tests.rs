@@ -314,3 +314,39 @@ fn a_fresh_destination_gets_a_copy_and_the_fill_that_makes_it_whole() {
     assert!(matches!(rig.signals()[..], [Signal::Sync { whole: true, .. }]));
     assert!(rig.core.next_flush(&mut Vec::new()).is_none(), "the volume has these bytes already");
 }
+
+#[test]
+fn only_the_end_of_a_complete_fill_can_be_applied() {
+    let mut rig = Rig::connected(Durability::Always);
+    rig.store();
+    rig.write();
+    rig.frames();
+    let open = rig.core.halves()[1].last;
+    for mark in [
+        open,
+        Mark { fill: Fill(2), ..open },
+        Mark { fill: Fill(9), seq: Seq(99), digest: Digest(1) },
+        Mark { fill: Fill(1), seq: Seq(99), ..open },
+    ] {
+        rig.core.handle_report(Report::Applied(mark), &mut rig.effects);
+        assert!(matches!(rig.effects[..], [Effect::ClosePeer(_)]), "{mark}: {:?}", rig.effects);
+        rig.effects.clear();
+    }
+    // Clean already, or so it says: no acknowledgement either.
+    rig.core.handle_report(Report::Applied(Mark { seq: Seq(99), ..Mark::default() }), &mut rig.effects);
+    assert_eq!((rig.core.acked(), rig.core.committed()), (Seq(1), Seq(1)));
+}
+
+#[test]
+fn only_a_higher_epoch_fences() {
+    let mut rig = Rig::connected(Durability::Always);
+    for epoch in [0, 1] {
+        rig.core.handle_report(Report::Fenced(Epoch(epoch)), &mut rig.effects);
+        rig.core.handle_welcome(&Welcome::refuse(Verdict::Fenced, Epoch(epoch), ""), &mut rig.effects);
+        assert!(matches!(rig.effects[..], [Effect::ClosePeer(_), Effect::ClosePeer(_)]), "{:?}", rig.effects);
+        rig.effects.clear();
+    }
+    assert!(!rig.core.fenced());
+    rig.core.handle_report(Report::Fenced(Epoch(2)), &mut rig.effects);
+    assert!(rig.core.fenced());
+}

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nbd_mirror_fuzz::nbd_negotiation::run(data));
