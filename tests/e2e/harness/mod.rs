@@ -3,6 +3,8 @@
 mod client;
 mod config;
 mod daemon;
+mod faulty_disk;
+mod faulty_mirror;
 mod files;
 mod ledger;
 mod load;
@@ -15,6 +17,8 @@ mod wait;
 pub use client::{Client, Endpoint, Stream, flag, kind, request};
 pub use config::{DestinationConfig, SourceConfig, free_port};
 pub use daemon::{Daemon, Finished, binary, finish, refused, verb};
+pub use faulty_disk::{Effect, Fault, FaultyDisk, Operation, fuse_or_skip, hash};
+pub use faulty_mirror::{FaultyMirror, SUPERBLOCKS, VOLUME, cut};
 pub use files::{allocated, assert_same, create_file, fill_pattern, pattern};
 pub use ledger::{Image, Ledger};
 pub use load::Load;
