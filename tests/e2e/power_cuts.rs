@@ -240,14 +240,14 @@ fn the_power_fails_while_everything_is_made() {
         let mut source = Daemon::unstarted_source(&plan.source);
         let mut destination = Daemon::unstarted_destination(&plan.destination);
         let at_source = seed & 1 == 0;
-        let (on, before) = if seed & 2 == 0 { (Operation::Write, 20) } else { (Operation::Sync, 3) };
+        // Each is written and synced so often before anything else is needed from it.
         let names = if at_source {
-            &["/alpha.journal"][..]
+            &[("/alpha.journal", 18, 4)][..]
         } else {
-            &["/fill-0.journal", "/fill-1.journal", "/promoted.journal", "/state"][..]
+            &[("/fill-0.journal", 8, 1), ("/fill-1.journal", 8, 1), ("/promoted.journal", 16, 1), ("/state", 3, 3)][..]
         };
-        let name = names[(hash(seed ^ 5) % names.len() as u64) as usize];
-        let before = if name == "/state" { 2 } else { before };
+        let (name, writes, syncs) = names[(hash(seed ^ 5) % names.len() as u64) as usize];
+        let (on, before) = if seed & 2 == 0 { (Operation::Write, writes) } else { (Operation::Sync, syncs) };
         let disk = if at_source { &near } else { &far };
         choose(disk, &[(on, name, ALL, before)], seed);
         destination.spawn(&[]);
@@ -255,7 +255,11 @@ fn the_power_fails_while_everything_is_made() {
         wait_until(&format!("{what}: the cut"), std::time::Duration::from_secs(30), || disk.is_frozen());
         cut(if at_source { &mut source } else { &mut destination }, disk, seed);
         disk.heal();
-        if at_source { source.restart() } else { destination.restart() }
+        if at_source {
+            source.restart()
+        } else {
+            destination.restart()
+        }
         let mirror = Mirror { source, destination, plan };
         mirror.assert_in_step();
         let mut client = Client::go(&mirror.unix(), "vol0").unwrap();
@@ -299,9 +303,7 @@ fn the_power_fails_in_the_first_sync() {
             let status = whole.mirror.source.status();
             status["state"] == "mirroring"
         };
-        wait_until("the cut or the end of the copy", std::time::Duration::from_secs(30), || {
-            fault.hits() > 0 || done()
-        });
+        wait_until("the cut or the end of the copy", std::time::Duration::from_secs(30), || fault.hits() > 0 || done());
         whole.cut_both(seed);
         whole.near.heal();
         whole.far.heal();

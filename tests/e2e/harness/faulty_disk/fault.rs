@@ -22,7 +22,8 @@ pub enum Operation {
 pub enum Effect {
     /// It fails, and has no effect.
     Error(Errno),
-    /// Only its first block is moved. Needs [`super::FaultyDisk::mount_direct`].
+    /// Only its first block is moved. Needs [`super::FaultyDisk::mount_direct`]. Not for writes by io_uring: on regular
+    /// files the kernel itself carries those on, and over FUSE's direct path at the place where they began.
     Short,
     /// It takes this long.
     Slow(Duration),
@@ -62,6 +63,19 @@ impl Fault {
     /// Only once.
     pub fn once(self) -> Fault {
         Fault { left: 1, ..self }
+    }
+
+    /// How the paths of its files end.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The error it makes. Panics where it makes none.
+    pub fn error(&self) -> Errno {
+        match self.effect {
+            Effect::Error(error) => error,
+            other => panic!("{other:?} is no error"),
+        }
     }
 
     /// How many operations it met so far.

@@ -196,19 +196,28 @@ impl FaultyDisk {
     /// The power comes back: what no sync covered is lost, kept or torn, as the seed has it. Whoever has a file open
     /// from before has a dead one. Returns how many writes weren't kept whole.
     pub fn power_cut(&self, seed: u64) -> usize {
-        let mut state = self.shared.lock();
-        state.power_failed.store(false, Ordering::SeqCst);
-        state.boot += 1;
         // How bad it is differs from cut to cut: all is lost, nearly nothing, or anything between.
-        let (lost, torn) = [(100, 0), (50, 0), (10, 0), (0, 100), (30, 30), (5, 5), (80, 10)][(hash(seed) % 7) as usize];
-        let fate = |write: u64| {
+        let (lost, torn) =
+            [(100, 0), (50, 0), (10, 0), (0, 100), (30, 30), (5, 5), (80, 10)][(hash(seed) % 7) as usize];
+        self.cut(seed, |write| {
             let dice = hash(seed ^ write << 20);
             match dice % 100 {
-                dice if dice < lost => Fate::Lost,
+                chance if chance < lost => Fate::Lost,
                 chance if chance < lost + torn => Fate::Torn(hash(dice)),
                 _ => Fate::Kept,
             }
-        };
+        })
+    }
+
+    /// A power cut that takes all that no sync covered.
+    pub fn lose_unsynced(&self) -> usize {
+        self.cut(0, |_| Fate::Lost)
+    }
+
+    fn cut(&self, seed: u64, fate: impl Fn(u64) -> Fate) -> usize {
+        let mut state = self.shared.lock();
+        state.power_failed.store(false, Ordering::SeqCst);
+        state.boot += 1;
         let lost = state.tree.cut(fate, seed);
         drop(state);
         self.shared.changed.notify_all();
