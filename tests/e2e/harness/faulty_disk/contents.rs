@@ -20,6 +20,13 @@ struct Version {
     at: usize,
 }
 
+/// Writes of one thread in a row.
+struct Run {
+    start: u64,
+    end: u64,
+    first: u64,
+}
+
 /// What a power cut does to one write that no sync covers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -35,8 +42,8 @@ pub struct Contents {
     now: Vec<u8>,
     stable: Vec<u8>,
     unsynced: BTreeMap<u64, Vec<Version>>,
-    /// Where each thread wrote last, until it syncs.
-    wrote: BTreeMap<u32, u64>,
+    /// What each thread wrote last, until it syncs.
+    wrote: BTreeMap<u32, Run>,
     allocated: Vec<bool>,
 }
 
@@ -85,7 +92,10 @@ impl Contents {
         }
         let end = offset + data.len() as u64;
         self.allocate(offset, data.len() as u64);
-        self.wrote.insert(thread, offset);
+        // The kernel splits what is large.
+        let before = self.wrote.get(&thread).filter(|run| run.end == offset);
+        let (start, first) = before.map_or((offset, write), |run| (run.start, run.first));
+        self.wrote.insert(thread, Run { start, end, first });
         self.now[offset as usize..end as usize].copy_from_slice(data);
         let first = offset as usize / SECTOR;
         let last = (end as usize).div_ceil(SECTOR);
@@ -120,17 +130,16 @@ impl Contents {
         }
     }
 
-    /// A sync: all that was written is stable. Where it ends a write of the same thread into the `forced` range, it is
-    /// the second half of a forced write: of that range, what this thread wrote is stable, and nothing else.
+    /// A sync: all that was written is stable. Where it follows a write of the same thread into the `forced` range, it
+    /// is the second half of a forced write: that one write is stable, and nothing else.
     pub fn sync(&mut self, thread: u32, forced: Range<u64>) {
-        let ends = self.wrote.remove(&thread);
-        if !ends.is_some_and(|offset| forced.contains(&offset)) {
+        let Some(run) = self.wrote.remove(&thread).filter(|run| forced.contains(&run.start)) else {
             return self.sync_all();
-        }
+        };
         let stable = &mut self.stable;
         self.unsynced.retain(|sector, versions| {
-            let inside = forced.contains(&(*sector * SECTOR as u64));
-            if let Some(last) = versions.iter().rposition(|version| inside && version.thread == thread) {
+            let of_run = |version: &Version| version.thread == thread && version.write >= run.first;
+            if let Some(last) = versions.iter().rposition(of_run) {
                 keep(stable, *sector, &versions[last]);
                 versions.drain(..=last);
             }

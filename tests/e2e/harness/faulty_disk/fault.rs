@@ -22,8 +22,9 @@ pub enum Operation {
 pub enum Effect {
     /// It fails, and has no effect.
     Error(Errno),
-    /// Only its first block is moved. Needs [`super::FaultyDisk::mount_direct`]. Not for writes by io_uring: on regular
-    /// files the kernel itself carries those on, and over FUSE's direct path at the place where they began.
+    /// Only its first block is moved. Needs [`super::FaultyDisk::mount_direct`]. Only for plain system calls: what
+    /// io_uring moves from or to a regular file in part, the kernel itself carries on; and over FUSE's direct path it
+    /// does so at the place where the operation began.
     Short,
     /// It takes this long.
     Slow(Duration),

@@ -7,7 +7,9 @@
 //! What the kernel makes of RWF_DSYNC is a write followed by a sync of the file, and that sync doesn't say what it is
 //! for. A real disk that is told to write one range through ("force unit access") may keep all others in its cache.
 //! So for ranges that the program only ever writes so ([`FaultyDisk::force_alone`]), a sync by a thread that has just
-//! written there covers its own writes only: io_uring carries out both halves of a forced write on one thread.
+//! written there covers that write only: the kernel carries out both halves of a forced write on one thread, one right
+//! after the other. (It takes files served by FUSE for ones that never block, so io_uring's operations on them run one
+//! by one on the engine's own thread: of forced writes, one at a time is under way. Other writes pile up in the cache.)
 
 mod contents;
 mod fault;
