@@ -10,8 +10,9 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Client, Daemon, Effect, Fault, FaultyDisk, FaultyMirror, KIB, Ledger, Load, MIB, Mirror, Operation, SUPERBLOCKS,
-    VOLUME, assert_says, fill_pattern, flag, fuse_or_skip, kind, pattern, refused, wait_until,
+    Client, Daemon, Effect, Endpoint, Fault, FaultyDisk, FaultyMirror, KIB, Ledger, Load, MIB, Mirror, Operation,
+    SUPERBLOCKS, SourceConfig, VOLUME, assert_same, assert_says, create_file, fill_pattern, flag, fuse_or_skip, kind,
+    pattern, refused, wait_until,
 };
 use crate::promote::promote_when_noticed;
 
@@ -413,6 +414,37 @@ fn a_promoted_image_whose_disk_fails() {
         assert!(client.read(0, 4096).unwrap() == pattern(1, 4096));
         client.write(4 * KIB, &pattern(3, 4096)).unwrap();
     }
+}
+
+#[test]
+fn what_one_source_stored_fails_and_another_goes_on() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let (near, far) = (FaultyDisk::mount(), FaultyDisk::mount());
+    let mut plan = FaultyMirror::plan("always", 1, &near, &far);
+    let mut other = SourceConfig::new(plan.dir.path(), "beta");
+    let (volume, image) = (plan.path("beta.volume"), plan.path("beta.image"));
+    create_file(&volume, VOLUME);
+    create_file(&image, VOLUME);
+    other.destination = Some(plan.destination.listen);
+    other.volumes.push(("beta0".to_owned(), volume.clone()));
+    plan.destination.sources.push(("beta".to_owned(), vec![("beta0".to_owned(), image.clone())]));
+    let mirror = plan.start();
+    mirror.assert_in_step();
+    let beta = Daemon::source(&other);
+    beta.wait_for_first_copy();
+    far.inject(fails(Operation::Write, "/alpha/fill-0.journal", Errno::EIO));
+    far.inject(fails(Operation::Write, "/alpha/fill-1.journal", Errno::EIO));
+    let mut client = Client::go(&mirror.unix(), "vol0").unwrap();
+    client.send(0, kind::WRITE, 0, 4096, &pattern(1, 4096)).unwrap();
+    failure(&mirror.destination);
+    let mut client = Client::go(&Endpoint::Unix(other.unix()), "beta0").unwrap();
+    client.write(0, &pattern(2, 4096)).unwrap();
+    beta.sync();
+    assert_same(&volume, &image, VOLUME);
+    assert_ne!(mirror.destination.status()["sources"][1]["state"], "failed");
+    drop((beta, mirror));
 }
 
 /// The files that a failure is named by are the ones it happened to.

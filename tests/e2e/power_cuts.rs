@@ -4,16 +4,71 @@
 //! must be. `NBD_MIRROR_POWER_CUTS=n` makes n cuts in each test instead of a few, `NBD_MIRROR_POWER_SEED=n` begins at
 //! another seed; a failure names the seed of its cut.
 
+use std::fs;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::thread;
 
+use nix::libc;
+
 use crate::harness::{
     Client, Daemon, Effect, Endpoint, Fault, FaultyDisk, FaultyMirror, Image, Ledger, Load, MIB, Mirror, Operation,
-    SUPERBLOCKS, VOLUME, cut, eventually, fill_pattern, flag, fuse_or_skip, hash, kind, pattern, verb, wait_until,
+    SUPERBLOCKS, VOLUME, create_file, cut, eventually, fill_pattern, flag, fuse_or_skip, hash, kind, pattern, verb,
+    wait_until,
 };
 use crate::promote::promote_when_noticed;
 
 const BLOCKS: usize = (VOLUME / 4096) as usize;
+
+/// The disk, judged: were it too kind, the other tests here would show nothing.
+#[test]
+fn a_cut_takes_what_no_sync_covers() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let disk = FaultyDisk::mount();
+    let path = disk.path().join("file");
+    create_file(&path, 16384);
+    disk.settle();
+    disk.force_alone("/file", 0..4096);
+    let open = |flags: i32| {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_DIRECT | flags).open(&path).unwrap()
+    };
+    let (plain, forced) = (open(0), open(libc::O_DSYNC));
+    plain.write_all_at(&[1; 4096], 4096).unwrap();
+    plain.sync_data().unwrap();
+    plain.write_all_at(&[2; 4096], 8192).unwrap();
+    forced.write_all_at(&[3; 4096], 0).unwrap();
+    forced.write_all_at(&[4; 4096], 12288).unwrap();
+    plain.write_all_at(&[5; 1024], 512).unwrap();
+    assert_eq!(fs::read(&path).unwrap()[511..513], [3, 5]);
+    // Outside the range that is only ever forced, a sync is one of the whole file.
+    assert_eq!(disk.lose_unsynced(), 1);
+    let bytes = fs::read(&path).unwrap();
+    let held = [0, 511, 512, 4096, 8192, 12288].map(|at| bytes[at]);
+    assert_eq!(held, [3, 3, 3, 1, 2, 4]);
+    assert!(plain.read_at(&mut [0; 512], 0).is_err(), "what was opened before the cut is dead");
+    let (plain, forced) = (open(0), open(libc::O_DSYNC));
+    plain.write_all_at(&[6; 4096], 8192).unwrap();
+    forced.write_all_at(&[7; 4096], 0).unwrap();
+    assert_eq!(disk.lose_unsynced(), 1);
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!((bytes[0], bytes[8192]), (7, 2), "a forced write takes nothing else with it");
+    // Torn writes, and names without a synced folder.
+    let plain = open(0);
+    plain.write_all_at(&[8; 16384], 0).unwrap();
+    (0..32).for_each(|number| create_file(&disk.path().join(format!("new-{number}")), 0));
+    let torn = (0..).find(|seed| hash(*seed) % 7 == 3).unwrap();
+    disk.power_cut(torn);
+    let kept = fs::read(&path).unwrap().chunks(512).filter(|sector| sector[0] == 8).count();
+    let names = fs::read_dir(disk.path()).unwrap().count() - 1;
+    assert!((1..32).contains(&kept) && (1..32).contains(&names), "{kept} sectors and {names} names are left");
+    create_file(&disk.path().join("last"), 0);
+    fs::File::open(disk.path()).unwrap().sync_all().unwrap();
+    disk.power_cut(torn);
+    assert_eq!(fs::read_dir(disk.path()).unwrap().count(), names + 2);
+}
 
 /// Whose power fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
