@@ -90,8 +90,8 @@ type Moment = (Operation, &'static str, std::ops::Range<u64>, u64);
 const ALL: std::ops::Range<u64> = 0..u64::MAX;
 
 const NEAR: [Moment; 7] = [
-    (Operation::Write, "/alpha.journal", SUPERBLOCKS..u64::MAX, 400),
-    (Operation::Sync, "/alpha.journal", ALL, 400),
+    (Operation::Write, "/alpha.journal", SUPERBLOCKS..u64::MAX, 200),
+    (Operation::Sync, "/alpha.journal", ALL, 200),
     (Operation::Write, "/alpha.journal", 0..SUPERBLOCKS, 5),
     (Operation::Write, "/vol0.volume", ALL, 60),
     (Operation::Write, "/vol1.volume", ALL, 60),
