@@ -251,6 +251,22 @@ impl Disk {
     }
 }
 
+/// Makes a folder and whatever is missing above it, so that their names survive a power cut. Also one that is there may
+/// have been made by a run that was killed before it could sync the name: so all above it are synced.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    for above in path.canonicalize()?.ancestors().skip(1) {
+        match File::open(above).and_then(|above| above.sync_all()) {
+            // Nothing was made in a folder that may not even be looked at.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            // A file system that is read-only, or has nothing to sync.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EROFS | libc::EINVAL)) => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
 /// How long a lock is waited for: the writes of a daemon that was killed hold its files open until they are complete,
 /// and nobody may read a journal before.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);

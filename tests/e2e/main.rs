@@ -5,7 +5,8 @@
 //! the binary under test; without it, the one that Cargo built with these tests is taken.
 //!
 //! A foreign tool that isn't installed fails the test with the name of its Debian package. Tests that need
-//! root (loop devices, mounts) fail as anyone else, unless `NBD_MIRROR_SKIP_ROOT=1` leaves them out.
+//! root (loop devices, mounts) fail as anyone else, unless `NBD_MIRROR_SKIP_ROOT=1` leaves them out. Where the kernel
+//! has no FUSE (`/dev/fuse`), those that make disks fail and lose their power are left out, and say so.
 
 mod bad_clients;
 mod bad_devices;
@@ -14,10 +15,12 @@ mod bad_start;
 mod clients;
 mod copy;
 mod demo;
+mod disk_faults;
 mod harness;
 mod harness_check;
 mod kills;
 mod multi;
+mod power_cuts;
 mod promote;
 mod restart;
 mod surface;

@@ -8,6 +8,7 @@ use super::config::DestinationConfig;
 use super::exports::{self, Exports};
 use super::signals::Signals;
 use super::{handshake, listen, metrics, notify, status};
+use crate::engine::disk::make_folder;
 use crate::format::ids::Epoch;
 use crate::format::wire::{Verdict, Welcome};
 use anyhow::{Context as _, bail};
@@ -26,7 +27,7 @@ pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
     // The engines start at the first contact; that would be late to learn that none can.
     crate::engine::ring::probe()?;
-    std::fs::create_dir_all(&config.journal_dir)
+    make_folder(&config.journal_dir)
         .with_context(|| format!("journal_dir {} can't be made", config.journal_dir.display()))?;
     let exports = Exports::default();
     let mut mirrors = Vec::new();

@@ -36,10 +36,10 @@ enum Token {
     PeerReceive,
     PeerSend,
     Store(StoreOp),
-    FileSync,
-    Erase,
+    FileSync(usize),
+    Erase(usize),
     State,
-    Apply,
+    Apply(u16),
     Zero(Zeroing),
     ImageSync(u16),
 }
@@ -124,24 +124,21 @@ impl Engine {
                 self.counters.journal_writes += 1;
                 self.core.handle_stored(op, &mut self.effects);
             }
-            Token::FileSync => {
-                outcome.map_err(|cause| failed("a journal file's sync", &self.files[0], cause))?;
+            Token::FileSync(half) => {
+                outcome.map_err(|cause| failed("the journal file's sync", &self.files[half], cause))?;
                 self.core.handle_file_synced(&mut self.effects);
             }
-            Token::Erase => {
-                outcome.map_err(|cause| failed("a journal file's write", &self.files[0], cause))?;
+            Token::Erase(half) => {
+                outcome.map_err(|cause| failed("erasing a frame in the journal file", &self.files[half], cause))?;
                 self.core.handle_erased();
             }
             Token::State => {
                 outcome.map_err(|cause| failed("the state's write", &self.state, cause))?;
                 self.core.handle_state_written(&mut self.effects);
             }
-            Token::Apply => {
-                let names: Vec<_> = self.images.iter().map(|image| image.disk.path().display().to_string()).collect();
-                let bytes = outcome.map_err(|cause| EngineError::Disk {
-                    what: format!("the apply to an image ({})", names.join(", ")),
-                    cause,
-                })?;
+            Token::Apply(volume) => {
+                let image = &self.images[usize::from(volume)];
+                let bytes = outcome.map_err(|cause| failed("the apply to the image", &image.disk, cause))?;
                 self.counters.flushed_bytes += bytes as u64;
                 self.core.handle_applied();
             }
@@ -193,7 +190,7 @@ impl Engine {
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::Report(report) => self.report(report),
-            Effect::SyncFile(half) => self.ring.sync(Token::FileSync, self.files[half].fd()),
+            Effect::SyncFile(half) => self.ring.sync(Token::FileSync(half), self.files[half].fd()),
             Effect::WriteState(block, offset) => {
                 let place = receive::state_place(self.core.superblock().half_bytes);
                 // SAFETY: this block of the mapping is only used for the state, of which one is under way at most.
@@ -203,7 +200,7 @@ impl Engine {
             Effect::Erase(half, position) => {
                 let zeros = receive::zeros_place(self.core.superblock().half_bytes);
                 let fd = self.files[half].fd();
-                self.ring.write(Token::Erase, fd, position, &[(zeros, BLOCK_BYTES as u64)], true);
+                self.ring.write(Token::Erase(half), fd, position, &[(zeros, BLOCK_BYTES as u64)], true);
             }
             Effect::SyncImage(volume) => {
                 self.ring.sync(Token::ImageSync(volume), self.images[usize::from(volume)].disk.fd());
@@ -270,7 +267,7 @@ impl Engine {
         {
             let disk = &self.images[usize::from(op.volume)].disk;
             match op.run.action {
-                Action::Write => self.ring.write(Token::Apply, disk.fd(), op.run.offset, &pieces, false),
+                Action::Write => self.ring.write(Token::Apply(op.volume), disk.fd(), op.run.offset, &pieces, false),
                 Action::Zero { no_hole } => {
                     let zeroing = Zeroing { volume: op.volume, offset: op.run.offset, length: op.run.length, no_hole };
                     let zeros = receive::zeros_place(self.core.superblock().half_bytes);

@@ -6,7 +6,7 @@
 //! are preallocated at the first contact, so that neither mirroring nor a promote can fail for lack of space.
 
 use super::super::command::{Commands, Counters, DestinationCommand, MAX_COMMANDS};
-use super::super::disk::Disk;
+use super::super::disk::{Disk, make_folder};
 use super::super::memory::Memory;
 use super::super::ring::Ring;
 use super::super::source::EngineError;
@@ -68,12 +68,7 @@ impl Folder {
 
     /// Makes the folder for a source that introduces itself for the first time. Takes as long as writing all of it.
     pub fn create(path: &Path, hello: &Superblock) -> anyhow::Result<Folder> {
-        std::fs::create_dir_all(path).with_context(|| format!("the folder {} can't be made", path.display()))?;
-        // The folder's own name must survive a power cut too.
-        let parent = path.parent().unwrap_or(Path::new("."));
-        std::fs::File::open(parent)
-            .and_then(|folder| folder.sync_all())
-            .with_context(|| format!("the folder {} can't be synced", parent.display()))?;
+        make_folder(path).with_context(|| format!("the folder {} can't be made", path.display()))?;
         for half in 0..2 {
             let mut file = Disk::open_or_create("journal file", &half_path(path, half))?;
             file.preallocate(hello.half_bytes)?;

@@ -1,6 +1,6 @@
 //! The first sync reads its windows and hands them to the core as records.
 
-use super::{Engine, EngineError, Token};
+use super::{Engine, EngineError, Token, failed};
 use crate::core::Place;
 use crate::core::copy::Window;
 use crate::core::half::{Entry, Ticket};
@@ -73,7 +73,11 @@ impl Engine {
     }
 
     pub(super) fn copy_read(&mut self, number: usize, outcome: io::Result<usize>) -> Result<(), EngineError> {
-        outcome.map_err(|cause| EngineError::Disk { what: "reading a volume for its first copy".into(), cause })?;
+        outcome.map_err(|cause| {
+            let window = self.copies.iter().find(|reading| reading.number == number).map(|reading| &reading.window);
+            let volume = window.map_or(0, |window| usize::from(window.volume));
+            failed("reading the volume for its first copy", &self.volumes[volume], cause)
+        })?;
         self.copy_part_done(number);
         Ok(())
     }

@@ -52,10 +52,10 @@ enum Token {
     Frame(FrameId),
     JournalSync,
     Superblock,
-    Flush,
+    Flush(u16),
     Zero(Zeroing),
     VolumeSync(u16),
-    Read(Ticket),
+    Read(Ticket, u16),
     Copy(usize),
 }
 
@@ -192,11 +192,10 @@ impl Engine {
                 outcome.map_err(|cause| failed("the superblock's write", &self.journal, cause))?;
                 self.core.handle_superblock_written(&mut self.effects);
             }
-            Token::Flush => {
-                self.counters.flushed_bytes += outcome.map_err(|cause| {
-                    let names: Vec<_> = self.volumes.iter().map(|volume| volume.path().display().to_string()).collect();
-                    EngineError::Disk { what: format!("the flush to a volume ({})", names.join(", ")), cause }
-                })? as u64;
+            Token::Flush(volume) => {
+                let disk = &self.volumes[usize::from(volume)];
+                let bytes = outcome.map_err(|cause| failed("the flush to the volume", disk, cause))?;
+                self.counters.flushed_bytes += bytes as u64;
                 self.core.handle_flush_written();
             }
             Token::Zero(zeroing) => self.zeroed(zeroing, outcome)?,
@@ -204,7 +203,7 @@ impl Engine {
                 outcome.map_err(|cause| failed("the volume's sync", &self.volumes[usize::from(volume)], cause))?;
                 self.core.handle_volume_synced(volume);
             }
-            Token::Read(ticket) => self.read_done(ticket, outcome),
+            Token::Read(ticket, volume) => self.read_done(ticket, volume, outcome),
             Token::Copy(number) => self.copy_read(number, outcome)?,
         }
         Ok(())
@@ -299,7 +298,7 @@ impl Engine {
         {
             let disk = &self.volumes[usize::from(op.volume)];
             match op.run.action {
-                Action::Write => self.ring.write(Token::Flush, disk.fd(), op.run.offset, &pieces, false),
+                Action::Write => self.ring.write(Token::Flush(op.volume), disk.fd(), op.run.offset, &pieces, false),
                 Action::Zero { no_hole } => {
                     let zeroing = Zeroing { volume: op.volume, offset: op.run.offset, length: op.run.length, no_hole };
                     zeroing.start(&mut self.ring, Token::Zero, disk, self.zeros);

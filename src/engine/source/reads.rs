@@ -26,7 +26,7 @@ impl Engine {
         while left > 0 {
             let Some((place, bytes)) = self.read_pool.take(left) else { break };
             self.requests.get(ticket).pieces.push((place, bytes as u64));
-            self.read_into(Token::Read(ticket), volume, at, place, bytes as u64, |engine| {
+            self.read_into(Token::Read(ticket, volume), volume, at, place, bytes as u64, |engine| {
                 engine.requests.get(ticket).outstanding += 1;
             });
             at += bytes as u64;
@@ -70,10 +70,12 @@ impl Engine {
         self.segments = segments;
     }
 
-    pub(super) fn read_done(&mut self, ticket: Ticket, outcome: io::Result<usize>) {
+    pub(super) fn read_done(&mut self, ticket: Ticket, volume: u16, outcome: io::Result<usize>) {
         if let Err(error) = outcome {
             let request = self.requests.get(ticket);
-            tracing::error!("reading {} bytes at byte {} of a volume failed: {error}", request.length, request.offset);
+            let path = self.volumes[usize::from(volume)].path().display();
+            let (bytes, at) = (request.length, request.offset);
+            tracing::error!("reading {bytes} bytes at byte {at} of the volume ({path}) failed: {error}");
             request.error = Some(Errno::Io);
         }
         if self.requests.part_done(ticket) {

@@ -209,6 +209,16 @@ impl Daemon {
         })
     }
 
+    /// Waits until the daemon ends by itself, and returns how.
+    #[track_caller]
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().expect("the daemon was started");
+        let status = wait_within(child, PATIENCE)
+            .unwrap_or_else(|| panic!("the {} still runs after {PATIENCE:?}:\n{}", self.role, self.log()));
+        self.child = None;
+        status
+    }
+
     /// Whether the process still runs.
     pub fn runs(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| child.try_wait().expect("look after a daemon").is_none())
