@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nbd_mirror::format::frame::{FLAG_SYNC, Header, Kind, RECORD_FUA, Record};
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
-use nbd_mirror::format::superblock::{Role, Superblock, Volume};
+use nbd_mirror::format::superblock::{Role, Superblock, Volume, encode_claim};
 use nbd_mirror::format::wire::{REPORT_BYTES, Report, Signal, Verdict, Welcome, encode_hello};
 use nbd_mirror::limits::{
     BLOCK_BYTES, JOURNAL_DATA_OFFSET, MAX_BOUNDARIES, MAX_FRAME_PAYLOAD_BYTES, MAX_RECORDS_PER_FRAME, MAX_VOLUMES,
@@ -139,6 +139,16 @@ fn the_superblock_is_as_documented() {
         let found = ["size_bytes", "block_bytes", "copied_bytes"].map(|field| entry.number(raw, field));
         assert_eq!(found, [1000, 2000, 3000].map(|base| base + n as u64));
     }
+}
+
+#[test]
+fn the_claim_is_as_documented() {
+    let tables = tables();
+    let claim = encode_claim("alpha");
+    assert_preamble(&tables, &*claim, "NBDMCLAM", 0);
+    let (table, (rest, _)) = (&tables["Claim"], tables["Claim"].fields["rest"]);
+    assert_eq!((table.bytes, table.text(&*claim, "name")), (BLOCK_BYTES, "alpha".to_owned()));
+    assert!(rest <= 512 && claim[rest..].iter().all(|byte| *byte == 0));
 }
 
 #[test]

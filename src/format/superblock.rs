@@ -2,6 +2,10 @@
 //!
 //! It is kept twice, in blocks 0 and 1 of a journal (at the source) or of the state file (at the destination), and
 //! each new version goes over the older copy: whatever a crash tears, the other copy is whole.
+//!
+//! Before the first version there is no other copy. So the making begins with a *claim* in block 0, which only its first
+//! 512 bytes matter of, for no disk tears those; then the first version goes to block 1, and at last over the claim.
+//! While the claim is there, nothing else counts, and nothing has been stored yet.
 
 use super::block::{self, Block, BlockError};
 use super::ids::{Epoch, Id, Mark, RawMark};
@@ -225,68 +229,29 @@ impl Superblock {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::ids::{Digest, Fill, Seq};
+/// Magic of a claim.
+const CLAIM: [u8; 8] = *b"NBDMCLAM";
+/// Where a claim has its source's name: where a superblock has it.
+const CLAIM_NAME_AT: std::ops::Range<usize> = 40..40 + MAX_NAME_BYTES;
+/// What a disk writes whole or not at all, in bytes.
+const SECTOR_BYTES: usize = 512;
 
-    pub(crate) fn sample() -> Superblock {
-        Superblock {
-            role: Role::Source,
-            generation: 8,
-            source: Id([3; 16]),
-            name: "alpha".into(),
-            half_bytes: 8 << 20,
-            epoch: Epoch(1),
-            fenced_by: Epoch(0),
-            incarnation: 2,
-            clean: Mark { fill: Fill(5), seq: Seq(77), digest: Digest(9) },
-            whole: true,
-            promoted: false,
-            volumes: (0..MAX_VOLUMES)
-                .map(|i| Volume { name: format!("vol{i}"), size_bytes: 1 << 30, block_bytes: 512, copied_bytes: 4096 })
-                .collect(),
-        }
-    }
-
-    #[test]
-    fn round_trip_with_as_many_volumes_as_allowed() {
-        let superblock = sample();
-        assert_eq!(Superblock::decode(Role::Source, &superblock.encode()), Ok(superblock.clone()));
-        assert!(matches!(Superblock::decode(Role::Destination, &superblock.encode()), Err(BlockError::Magic(_))));
-    }
-
-    #[test]
-    fn numbers_that_nobody_counted_up_to_are_refused() {
-        let most = block::MAX_NUMBER;
-        let mark = |fill, seq| Mark { fill: Fill(fill), seq: Seq(seq), digest: Digest(u64::MAX) };
-        for bad in [
-            Superblock { generation: most, ..sample() },
-            Superblock { epoch: Epoch(u64::MAX), ..sample() },
-            Superblock { fenced_by: Epoch(u64::MAX), ..sample() },
-            Superblock { incarnation: u64::MAX, ..sample() },
-            Superblock { clean: mark(most, 1), ..sample() },
-            Superblock { clean: mark(1, u64::MAX), ..sample() },
-        ] {
-            assert_eq!(Superblock::decode(Role::Source, &bad.encode()), Err(BlockError::Field("number")));
-        }
-        let last = Superblock { generation: most - 1, clean: mark(most - 1, most - 1), ..sample() };
-        assert_eq!(Superblock::decode(Role::Source, &last.encode()), Ok(last));
-    }
-
-    #[test]
-    fn a_torn_copy_leaves_the_other() {
-        let old = sample();
-        let new = Superblock { generation: 9, incarnation: 3, ..sample() };
-        assert_ne!(old.copy_offset(), new.copy_offset());
-        let newest = |a: &Block, b: &Block| Superblock::newest(Role::Source, [a, b]).map(|s| s.generation);
-        assert_eq!(newest(&old.encode(), &new.encode()), Ok(9));
-        for torn_at in (0..BLOCK_BYTES).step_by(512) {
-            let mut torn = old.encode();
-            torn[torn_at..].copy_from_slice(&new.encode()[torn_at..]);
-            let whole = torn_at == 0;
-            assert_eq!(newest(&old.encode(), &torn), Ok(if whole { 9 } else { 8 }), "torn at {torn_at}");
-        }
-        assert!(newest(&[0; BLOCK_BYTES], &[0; BLOCK_BYTES]).is_err());
-    }
+/// The block that says: a journal, or a state, of this source is being made here, and whatever else is here is void.
+pub fn encode_claim(name: &str) -> Box<Block> {
+    let mut block = Box::new([0; BLOCK_BYTES]);
+    block[CLAIM_NAME_AT].copy_from_slice(&pack(name));
+    block::seal(&mut block, CLAIM, 0);
+    block
 }
+
+/// Whose claim block 0 holds, if it holds one. Only the first sector is looked at: the others may be torn.
+pub fn claimed_by(block: &Block) -> Option<String> {
+    let mut sector = [0; BLOCK_BYTES];
+    sector[..SECTOR_BYTES].copy_from_slice(&block[..SECTOR_BYTES]);
+    block::open(&sector, CLAIM).ok()?;
+    let name = sector[CLAIM_NAME_AT].first_chunk()?;
+    unpack(name).ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -197,6 +197,91 @@ fn foreign_content_where_the_journal_should_be() {
     }
 }
 
+/// Flips a bit in each of these blocks of a file, or writes something else over them.
+fn spoil(path: &Path, blocks: &[usize], with: Option<&[u8]>) {
+    let mut bytes = fs::read(path).unwrap();
+    for at in blocks.iter().map(|block| block * 4096) {
+        match with {
+            Some(foreign) => bytes[at..at + 4096].copy_from_slice(foreign),
+            None => bytes[at + 50] ^= 1,
+        }
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+/// A source that runs alone and was killed with an answered write in its journal.
+fn killed_alone() -> (Plan, Daemon) {
+    let mut plan = Plan::new(&[8 * MIB]);
+    plan.source.destination = None;
+    let mut source = Daemon::source(&plan.source);
+    Client::go(&Endpoint::Unix(plan.source.unix()), "vol0").unwrap().write(0, &pattern(8, 4096)).unwrap();
+    source.kill();
+    (plan, source)
+}
+
+#[track_caller]
+fn assert_still_served(plan: &Plan, seed: u64) {
+    let mut client = Client::go(&Endpoint::Unix(plan.source.unix()), "vol0").unwrap();
+    assert!(client.read(0, 4096).unwrap() == pattern(seed, 4096));
+}
+
+#[test]
+fn either_copy_of_the_superblock_may_be_damaged_but_not_both() {
+    let (plan, mut source) = killed_alone();
+    // The third copy that is spoilt shows that a start makes two whole ones of one.
+    for block in [0, 1, 0] {
+        spoil(&plan.source.journal, &[block], None);
+        source.restart();
+        source.wait_for_log(&[&format!("copy {block}"), "checksum"]);
+        assert_still_served(&plan, 8);
+        source.kill();
+    }
+    spoil(&plan.source.journal, &[0, 1], None);
+    let before = fs::read(&plan.source.journal).unwrap();
+    assert_source_refused(&plan.source, &["alpha.journal", "neither copy", "copy 0", "copy 1", "checksum", "--init"]);
+    assert!(fs::read(&plan.source.journal).unwrap() == before, "a refusal touches nothing");
+}
+
+#[test]
+fn a_superblock_that_something_else_has_half_overwritten() {
+    let (plan, _killed) = killed_alone();
+    let foreign = pattern(9, 4096);
+    spoil(&plan.source.journal, &[0], Some(&foreign));
+    assert_source_refused(&plan.source, &["alpha.journal", "overwritten", "--init"]);
+    assert!(fs::read(&plan.source.journal).unwrap()[..4096] == foreign[..], "a refusal touches nothing");
+    // What is ours in it isn't lost by that.
+    let _source = Daemon::source_with(&plan.source, &["--init"]);
+    assert_still_served(&plan, 8);
+}
+
+#[test]
+fn a_journal_that_another_version_has_used() {
+    let (plan, _killed) = killed_alone();
+    let mut bytes = fs::read(&plan.source.journal).unwrap();
+    bytes[8] = 9;
+    fs::write(&plan.source.journal, &bytes).unwrap();
+    assert_source_refused(&plan.source, &["alpha.journal", "version 9", "Run that version"]);
+    assert!(fs::read(&plan.source.journal).unwrap() == bytes, "a refusal touches nothing");
+}
+
+#[test]
+fn a_making_that_was_cut_off_is_begun_again() {
+    let mut plan = Plan::new(&[8 * MIB]);
+    plan.source.destination = None;
+    // The claim, and of the first version behind it a torn half.
+    let claim = nbd_mirror::format::superblock::encode_claim("alpha");
+    let torn = [vec![0; 512], pattern(10, 1024), vec![0; 2560]].concat();
+    fs::write(&plan.source.journal, [&claim[..], &torn].concat()).unwrap();
+    let mut other = plan.source.clone();
+    other.name = "beta".to_owned();
+    assert_source_refused(&other, &["alpha.journal", "alpha", "beta"]);
+    let mut source = Daemon::source(&plan.source);
+    Client::go(&Endpoint::Unix(plan.source.unix()), "vol0").unwrap().write(0, &pattern(11, 4096)).unwrap();
+    source.kill();
+    source.restart();
+    assert_still_served(&plan, 11);
+}
+
 #[test]
 fn foreign_content_where_the_destinations_state_should_be() {
     let mut mirror = Mirror::start("always", 8 * MIB);

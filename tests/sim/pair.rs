@@ -8,7 +8,7 @@ use crate::disk::{Crash, Faults};
 use crate::link::Link;
 use crate::model::{Model, Volumes};
 use crate::rare::Rare;
-use crate::source::{SourceNode, VOLUMES, disks};
+use crate::source::{SUPERBLOCKS, SourceNode, VOLUMES, disks, newest};
 use nbd_mirror::core::Durability;
 use nbd_mirror::core::destination::State as FillState;
 use nbd_mirror::core::source::Shape;
@@ -385,9 +385,11 @@ impl Pair {
             if self.promoted.is_none() && core.promotable() && self.model.complete(core.stored().digest) {
                 self.mirror_lost = false;
             }
-            if self.promoting && self.promoted.is_none() && core.fences(Epoch(1)) {
-                let durable = core.superblock().epoch > self.identity.epoch && core.applies_under_way() > 0;
-                cx.met.count(if durable { Rare::PromoteCrashedInApply } else { Rare::PromoteCrashedBeforeEpoch });
+            let fencing = core.superblock().epoch > self.identity.epoch;
+            if self.promoting && self.promoted.is_none() && fencing {
+                let state = newest(Role::Destination, self.mirror.io.disks[SUPERBLOCKS].words(), &cx.vault);
+                let written = state.is_some_and(|(state, _)| state.epoch > self.identity.epoch);
+                cx.met.count(if written { Rare::PromoteCrashedInApply } else { Rare::PromoteCrashedBeforeEpoch });
             }
         }
         self.mirror_lost |= how == Crash::Power;

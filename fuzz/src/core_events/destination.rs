@@ -527,7 +527,7 @@ impl Driver {
         }
         let stored = self.core.stored();
         assert_eq!((self.promoted, self.core.superblock().clean), (Some(stored), stored));
-        assert!(self.core.fences(EPOCH) && stored.seq >= self.acked);
+        assert!(self.core.superblock().epoch > EPOCH && stored.seq >= self.acked);
     }
 }
 

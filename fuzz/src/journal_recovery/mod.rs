@@ -10,7 +10,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use image::{Image, Journal, SOURCE};
 use nbd_mirror::core::recovery::{self, Damage, Found, Recovered, frame_at};
 use nbd_mirror::format::checksum::{crc32c, digest};
-use nbd_mirror::format::frame::{self, Header, padded};
+use nbd_mirror::format::frame::{Header, padded};
 use nbd_mirror::format::ids::Mark;
 use nbd_mirror::limits::BLOCK_BYTES;
 
@@ -89,15 +89,21 @@ fn check_payload(header: &Header, block: &[u8; BLOCK_BYTES], payload: &[u8]) {
 
 /// The highest record that a header of the two fills that count calls committed.
 fn highest_claim(journal: &Journal) -> Option<u64> {
-    let (first, second) = (journal.clean.fill.next(), journal.clean.fill.next().next());
-    let blocks = journal.halves.iter().flat_map(|half| half.as_chunks::<BLOCK_BYTES>().0);
-    let headers = blocks.filter(|block| block[..8] == frame::MAGIC).filter_map(|block| Header::parse(block).ok());
-    let count = headers.filter(|header| header.source == SOURCE && (header.fill == first || header.fill == second));
+    let first = journal.clean.fill.next();
+    let in_half = |half: usize| {
+        let blocks = journal.halves[half].as_chunks::<BLOCK_BYTES>().0.iter().enumerate();
+        let headers = blocks.filter_map(|(n, block)| Some((n * BLOCK_BYTES, Header::parse(block).ok()?)));
+        // A header counts where it belongs.
+        headers.filter(move |(at, header)| header.fill.half() == half && header.position == *at as u64)
+    };
+    let headers = in_half(0).chain(in_half(1)).map(|(_, header)| header);
+    let count = headers.filter(|header| header.source == SOURCE && header.fill >= first);
     count.map(|header| header.committed.0).max()
 }
 
 fn check_damage(journal: &Journal, damage: &Damage) {
-    assert!(damage.committed > damage.held && !damage.reason.is_empty());
+    // Frames of a later fill show that the superblock is lost, whatever they say of records.
+    assert!(damage.committed > damage.held || damage.reason.contains("superblock"), "{damage}");
     assert_eq!(highest_claim(journal), Some(damage.committed.0));
     let fills = [journal.clean.fill.next(), journal.clean.fill.next().next()];
     assert!(fills.contains(&damage.fill) && damage.position <= journal.half_bytes);

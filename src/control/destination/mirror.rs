@@ -6,6 +6,7 @@ use super::super::exports::{Exports, Served};
 use super::super::source::{open_whole, shape};
 use super::super::{handshake, status};
 use crate::core::Durability;
+use crate::core::recovery::hello;
 use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, SourceCommand};
 use crate::engine::destination::{self as engine, Ended, Folder, Image};
 use crate::engine::source::{self as serving, Plan, Volume};
@@ -128,6 +129,8 @@ impl Mirror {
 
     /// Starts a source's engine on the images, with a journal of its own and without a destination.
     async fn serve(&self, superblock: Superblock, images: Vec<Image>) -> anyhow::Result<State> {
+        // They may be others than those that were promoted, by the configuration.
+        engine::check_images(&superblock, &images).map_err(anyhow::Error::msg)?;
         let mut volumes = Vec::new();
         for (image, volume) in images.into_iter().zip(&superblock.volumes) {
             let Image { name, mut disk } = image;
@@ -208,11 +211,11 @@ impl Mirror {
                 commands.send(DestinationCommand::Peer(socket, Box::new(hello), address))?;
                 return Ok(());
             }
-            State::Promoted { superblock, .. } => {
-                let reason =
-                    format!("source {} is fenced: its images were promoted in epoch {}", self.name, superblock.epoch);
-                Welcome::refuse(Verdict::Fenced, superblock.epoch, reason)
-            }
+            State::Promoted { superblock, .. } => match hello::answer(superblock, &hello, true, false) {
+                hello::Answer::Refuse(welcome) => *welcome,
+                hello::Answer::Later(reason) => Welcome::refuse(Verdict::Refused, Epoch(0), reason),
+                hello::Answer::Welcome => Welcome::refuse(Verdict::Refused, Epoch(0), "not ready"),
+            },
             State::Failed(reason) => {
                 Welcome::refuse(Verdict::Refused, Epoch(0), format!("the destination failed: {reason}"))
             }

@@ -14,12 +14,12 @@ mod tests;
 use super::Place;
 use super::flush::Flusher;
 use super::index::Index;
-use super::recovery::{Found, Recovered, Rescanned};
+use super::recovery::{Found, Recovered, Rescanned, hello};
 use crate::canary::{Bug, sings};
 use crate::format::block::Block;
 use crate::format::frame::Record;
-use crate::format::ids::{Epoch, Fill, Mark, Seq};
-use crate::format::superblock::{Superblock, Volume};
+use crate::format::ids::{Fill, Mark, Seq};
+use crate::format::superblock::Superblock;
 use crate::format::wire::{Report, Verdict, Welcome};
 use crate::limits::MAX_BOUNDARIES;
 use std::collections::VecDeque;
@@ -174,6 +174,8 @@ pub struct Destination {
     starting_over: bool,
     promoting: bool,
     verified: Seq,
+    /// What the frames' headers say to be stable on both sides: the source can't have lost it.
+    vouched: Seq,
 }
 
 impl Destination {
@@ -206,6 +208,7 @@ impl Destination {
             starting_over: false,
             promoting: false,
             verified: applied.seq,
+            vouched: applied.seq,
             superblock,
         };
         for found in [recovered.first, recovered.second] {
@@ -226,6 +229,7 @@ impl Destination {
             half.records += records.len() as u64;
             records.iter().for_each(|(record, place)| half.index.insert(record, *place));
             half.last = found.mark;
+            self.vouched = self.vouched.max(found.header.committed);
             self.stored = found.mark;
             self.boundaries.push_back((found.mark, half.stored));
         }
@@ -237,43 +241,11 @@ impl Destination {
     /// under way; try again.
     pub fn welcome(&self, hello: &Superblock) -> Result<Welcome, &'static str> {
         let ours = &self.superblock;
-        let refuse = |verdict, reason: String| Ok(Welcome::refuse(verdict, ours.epoch, reason));
-        if self.fences(hello.epoch) {
-            let reason =
-                format!("source {} is fenced: the destination was promoted in epoch {}", ours.name, ours.epoch);
-            return refuse(Verdict::Fenced, reason);
-        }
-        if hello.epoch > ours.epoch {
-            let reason = format!("the source lives in epoch {}, this destination in {}", hello.epoch, ours.epoch);
-            return refuse(Verdict::Refused, reason);
-        }
-        if hello.source != ours.source || hello.half_bytes != ours.half_bytes {
-            return refuse(
-                Verdict::Refused,
-                format!(
-                    "this destination mirrors source {} with another journal (identity {}, {} bytes a half; the source's is {}, \
-                     {} bytes a half). If the source's volumes are right, stop the destination and remove its folder of \
-                     this source: everything is copied again",
-                    ours.name, ours.source, ours.half_bytes, hello.source, hello.half_bytes
-                ),
-            );
-        }
-        let same = |theirs: &Volume, known: &Volume| theirs.name == known.name && theirs.size_bytes == known.size_bytes;
-        if hello.volumes.len() != ours.volumes.len()
-            || !hello.volumes.iter().zip(&ours.volumes).all(|(a, b)| same(a, b))
-        {
-            let list = |volumes: &[Volume]| {
-                volumes.iter().map(|v| format!("{} ({} bytes)", v.name, v.size_bytes)).collect::<Vec<_>>().join(", ")
-            };
-            let reason = format!(
-                "the source has the volumes {}, its mirror here is of {}",
-                list(&hello.volumes),
-                list(&ours.volumes)
-            );
-            return refuse(Verdict::Refused, reason);
-        }
-        if self.connected || !self.idle() {
-            return Err("the last connection's writes are still under way");
+        let taken = self.promoting || (ours.promoted && !sings(Bug::ForgetEpoch));
+        match hello::answer(ours, hello, taken, self.connected || !self.idle()) {
+            hello::Answer::Welcome => {}
+            hello::Answer::Later(reason) => return Err(reason),
+            hello::Answer::Refuse(welcome) => return Ok(*welcome),
         }
         Ok(Welcome {
             verdict: Verdict::Welcome,
@@ -291,25 +263,21 @@ impl Destination {
     fn some_boundaries(&self) -> Vec<Mark> {
         let (mut back, mut step) = (0, 1);
         let mut marks = Vec::new();
-        while back < self.boundaries.len() && marks.len() < MAX_BOUNDARIES - 3 {
+        while back < self.boundaries.len() && marks.len() < MAX_BOUNDARIES - 4 {
             marks.push(self.boundaries[self.boundaries.len() - 1 - back].0);
             if back >= MAX_BOUNDARIES / 2 {
                 step *= 2;
             }
             back += step;
         }
-        // Whatever a source lost, it has the ends of the fills that it signalled.
+        // Whatever a source lost, it has the ends of the fills that it signalled, and what it called stable.
         let sealed = self.halves.iter().filter(|half| half.state == State::Sealed).map(|half| half.last);
-        marks.extend(self.boundaries.front().map(|(mark, _)| *mark).into_iter().chain(sealed));
+        let vouched = self.boundaries.partition_point(|(mark, _)| mark.seq < self.vouched);
+        let named = [self.boundaries.front(), self.boundaries.get(vouched)];
+        marks.extend(named.into_iter().flatten().map(|(mark, _)| *mark).chain(sealed));
         marks.sort_by_key(|mark| mark.seq);
         marks.dedup();
         marks
-    }
-
-    /// Whether a source of that epoch must never get a write answered again.
-    pub fn fences(&self, epoch: Epoch) -> bool {
-        let known = (epoch < self.superblock.epoch || self.superblock.promoted) && !sings(Bug::ForgetEpoch);
-        known || self.promoting
     }
 
     /// Whether nothing of this source was ever stored.

@@ -64,7 +64,7 @@ impl Destination {
         self.superblock.clean = common;
         self.superblock.whole = false;
         (self.received, self.stored, self.acked) = (common, common, common.seq);
-        (self.synced, self.verified) = (common.seq, common.seq);
+        (self.synced, self.verified, self.vouched) = (common.seq, common.seq, common.seq);
         self.boundaries.clear();
         self.boundaries.push_back((common, 0));
         (self.resumed, self.starting_over) = (true, true);
@@ -91,6 +91,14 @@ impl Destination {
         let beyond = |half: &Half| half.state != State::Clean && half.last.seq > common.seq;
         if self.halves.iter().any(|half| beyond(half) && half.state == State::Sealed) {
             return Err(format!("the source resumes at {common}, before the end of a fill that it called complete"));
+        }
+        if self.vouched > common.seq {
+            return Err(format!(
+                "the source resumes at {common}, but it had called all records up to {} stable on both sides: it has lost \
+                 answered writes that are stored here. Promote this side; or, if the source's volumes are right all the same, \
+                 stop the destination and remove its folder of this source: everything is copied again",
+                self.vouched
+            ));
         }
         let volumes = self.superblock.volumes.len();
         let mut refill = false;
@@ -180,6 +188,7 @@ impl Destination {
         }
         half.received = header.position + header.frame_bytes();
         self.received = Mark { fill: header.fill, seq: header.last(), digest };
+        self.vouched = self.vouched.max(header.committed);
         let end = half.received;
         self.pending.push_back(Pending { mark: self.received, end, flags: header.flags, records });
         Ok(())
@@ -299,6 +308,11 @@ impl Destination {
         self.verified = self.verified.max(last.seq);
         half.state = State::Sealed;
         half.whole = whole;
+        // A fill before it is complete as well; a source that went on alone for a while no longer knows its end.
+        let before = &mut self.halves[1 - last.fill.half()];
+        if before.state == State::Open && before.fill < last.fill {
+            before.state = State::Sealed;
+        }
         Ok(())
     }
 }

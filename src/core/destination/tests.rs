@@ -3,8 +3,8 @@ use crate::core::index::Action;
 use crate::core::recovery;
 use crate::format::checksum;
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Kind};
-use crate::format::ids::{Digest, Id};
-use crate::format::superblock::Role;
+use crate::format::ids::{Digest, Epoch, Id};
+use crate::format::superblock::{Role, Volume};
 use crate::format::wire::Signal;
 use crate::limits::BLOCK_BYTES;
 
@@ -37,6 +37,7 @@ struct Rig {
     last: Mark,
     position: u64,
     flags: u16,
+    committed: u64,
 }
 
 impl Rig {
@@ -45,7 +46,7 @@ impl Rig {
         let core = Destination::recover(superblock(Role::Destination), recovery::Recovered::default(), |_| Vec::new());
         let halves = [(); 2].map(|()| vec![0; HALF as usize]);
         let last = Mark::default();
-        let mut rig = Rig { core, effects: Vec::new(), halves, last, position: 0, flags: FLAG_STABLE };
+        let mut rig = Rig { core, effects: Vec::new(), halves, last, position: 0, flags: FLAG_STABLE, committed: 0 };
         rig.connect();
         rig.signal(Signal::Resume { common: Mark::default(), from_scratch: true }).unwrap();
         rig.state_written();
@@ -96,7 +97,7 @@ impl Rig {
             fill: Fill(fill),
             position: self.position,
             first: self.last.seq.next(),
-            committed: Seq(0),
+            committed: Seq(self.committed),
             previous: self.last.digest,
             payload_bytes: 0,
             count: 1,
@@ -425,4 +426,88 @@ fn a_fill_is_not_complete_while_frames_of_it_are_being_stored() {
     assert!(rig.signal(Signal::Sync { last: first, whole: true }).unwrap_err().contains("came behind it"));
     rig.core.handle_stored(op, &mut rig.effects);
     assert_eq!(rig.signal(Signal::Sync { last: rig.last, whole: true }), Ok(()));
+}
+
+/// A source whose journal has lost its end, so that it knows only an older boundary.
+#[test]
+fn what_a_frame_calls_stable_on_both_sides_is_not_dropped() {
+    let mut rig = Rig::new();
+    let first = rig.stored(1);
+    let second = rig.stored(1);
+    rig.committed = second.seq.0;
+    let third = rig.stored(1);
+    rig.core.handle_disconnected();
+    let welcome = rig.connect();
+    assert!([first, second, third].iter().all(|mark| welcome.boundaries.contains(mark)));
+    let reason = rig.signal(Signal::Resume { common: first, from_scratch: false }).unwrap_err();
+    assert!(reason.contains("lost answered writes") && rig.core.stored() == third, "{reason}");
+    rig.core.handle_disconnected();
+    rig.connect();
+    rig.signal(Signal::Resume { common: second, from_scratch: false }).unwrap();
+    assert_eq!(rig.core.stored(), second, "the third was never answered");
+}
+
+#[test]
+fn a_welcome_names_what_was_called_stable_however_far_back() {
+    let mut rig = Rig::new();
+    let marks: Vec<Mark> = (0..63)
+        .map(|n| {
+            rig.committed = if n > 20 { 20 } else { 0 };
+            rig.stored(1)
+        })
+        .collect();
+    rig.core.handle_disconnected();
+    let welcome = rig.connect();
+    assert!(welcome.boundaries.contains(&marks[19]) && welcome.boundaries.len() <= MAX_BOUNDARIES);
+    assert_eq!(marks[19].seq, Seq(20));
+}
+
+/// The source was without this destination while it flushed two fills, and knows the end of the second only.
+#[test]
+fn a_sync_signal_completes_the_fill_before_as_well() {
+    let mut rig = Rig::new();
+    let first = rig.stored(1);
+    let second = rig.stored(2);
+    let (fills, core) = ([first, second], &mut rig.core);
+    // As after a restart: nobody remembers that the first was signalled.
+    core.halves[1].state = State::Open;
+    core.handle_disconnected();
+    rig.connect();
+    rig.signal(Signal::Resume { common: second, from_scratch: false }).unwrap();
+    rig.signal(Signal::Sync { last: second, whole: false }).unwrap();
+    rig.effects.clear();
+    (0..4).for_each(|_| rig.apply());
+    assert_eq!(rig.core.superblock().clean, fills[1]);
+    assert_eq!(rig.reports().last(), Some(&Report::Applied(second)));
+}
+
+#[test]
+fn who_is_refused_and_who_is_fenced() {
+    let mut rig = Rig::new();
+    rig.stored(1);
+    rig.core.handle_disconnected();
+    let source = || superblock(Role::Source);
+    let other = || Superblock { source: Id([9; 16]), ..source() };
+    let fenced = Superblock { fenced_by: Epoch(2), ..source() };
+    let newer = Superblock { epoch: Epoch(7), ..source() };
+    let large = Superblock { half_bytes: 2 * HALF, ..source() };
+    let said = |rig: &Rig, hello: &Superblock| {
+        let welcome = rig.core.welcome(hello).unwrap();
+        (welcome.verdict, welcome.reason)
+    };
+    for (hello, word) in [
+        (other(), "another journal"),
+        (fenced, "Promote again"),
+        (newer.clone(), "out of date"),
+        (large, "bytes a half"),
+    ] {
+        let (verdict, reason) = said(&rig, &hello);
+        assert!(verdict == Verdict::Refused && reason.contains(word), "{reason}");
+    }
+    rig.core.handle_promote(&mut rig.effects);
+    assert_eq!(said(&rig, &source()).0, Verdict::Fenced);
+    // One with another identity isn't the source that the promote fenced, and one of a later epoch can't be fenced.
+    let (verdict, reason) = said(&rig, &other());
+    assert!(verdict == Verdict::Refused && reason.contains("promoted in epoch 2"), "{reason}");
+    assert_eq!(said(&rig, &newer).0, Verdict::Refused);
 }

@@ -5,10 +5,12 @@
 //! answered), and everything after it that the halves hold is sent, the sync signals in between.
 
 use super::super::half::State;
+use super::super::recovery::welcome::{self as meeting, Action, Applied, Fence, Held, Here, There};
 use super::{Effect, FrameId, Source};
 use crate::format::block::Block;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
-use crate::format::wire::{Report, Signal, Verdict, Welcome};
+use crate::format::wire::{Report, Signal, Welcome};
+use std::cmp::Ordering;
 
 /// The connection to the destination.
 #[derive(Debug)]
@@ -17,8 +19,10 @@ pub enum Link {
     Down,
     /// Frames are being sent.
     Up {
-        /// A signal to be sent before anything else.
+        /// The signal to be sent before anything else.
         first: Option<Signal>,
+        /// A sync signal that follows it, for a fill that is clean here already.
+        again: Option<Signal>,
         /// The last record that the destination had when the connection was made.
         resumed: Seq,
         /// The fill that is being sent.
@@ -47,49 +51,122 @@ pub enum Send {
 impl Source {
     /// A destination answered our hello.
     pub fn handle_welcome(&mut self, welcome: &Welcome, effects: &mut Vec<Effect>) {
-        match welcome.verdict {
-            Verdict::Fenced => return self.handle_fenced(welcome.epoch, effects),
-            Verdict::Refused => return effects.push(Effect::ClosePeer(welcome.reason.clone())),
-            Verdict::Welcome => {}
-        }
-        if welcome.epoch > self.superblock.epoch {
-            return self.handle_fenced(welcome.epoch, effects);
-        }
-        if welcome.fresh {
-            self.superblock.whole = false;
-            self.superblock.volumes.iter_mut().for_each(|volume| volume.copied_bytes = 0);
-            self.superblock_dirty = true;
-            self.copier = None;
-            self.whole_from = None;
-            for half in &mut self.halves {
-                half.whole = false;
-                half.applied = false;
-                half.copied.fill(0);
+        let common = welcome.boundaries.iter().rev().find(|mark| self.knows(**mark)).copied();
+        let newest = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
+        let found = meeting::Found {
+            verdict: welcome.verdict.into(),
+            epochs: match welcome.epoch.cmp(&self.superblock.epoch) {
+                Ordering::Less => meeting::Epochs::Older,
+                Ordering::Equal => meeting::Epochs::Same,
+                Ordering::Greater => meeting::Epochs::Newer,
+            },
+            fence: if self.fenced() { Fence::Fenced } else { Fence::Free },
+            held: match common {
+                _ if welcome.fresh => Held::Nothing,
+                Some(_) => Held::Common,
+                None if newest.seq > self.last.seq => Held::Ahead,
+                None if newest.seq < self.superblock.clean.seq => Held::Older,
+                None => Held::Forked,
+            },
+            applied: self.compare_applied(welcome.applied),
+            there: if welcome.whole { There::Whole } else { There::Partial },
+            here: if self.superblock.whole { Here::Whole } else { Here::Partial },
+        };
+        let (epoch, ours) = (welcome.epoch, self.superblock.epoch);
+        let (clean, last) = (self.superblock.clean, self.last);
+        let close = match found.decide().action {
+            Action::StayFenced => return self.handle_fenced(epoch, effects),
+            Action::StartOver => return self.start_over(effects),
+            Action::Resume => return self.resume(common.unwrap_or(clean), found.applied, welcome, effects),
+            Action::ResumeCopy => return self.resume(common.unwrap_or(clean), found.applied, welcome, effects),
+            Action::ResumeCopyAgain => {
+                self.forget_copy();
+                return self.resume(common.unwrap_or(clean), found.applied, welcome, effects);
             }
-            let clean = self.superblock.clean;
-            self.start_link(Signal::Resume { common: clean, from_scratch: true }, clean, effects);
-        } else {
-            let common = welcome.boundaries.iter().rev().find(|mark| self.knows(**mark));
-            let Some(common) = common.copied() else {
-                let held = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
-                return effects.push(Effect::ClosePeer(format!(
-                    "the destination holds {held}, which isn't in this source's journal (it has {} to {}): the two have \
-                     parted. If this source's volumes are right, remove the destination's folder of this source, and \
-                     everything is copied again",
-                    self.superblock.clean, self.last
-                )));
-            };
-            self.handle_applied(welcome.applied, effects);
-            self.start_link(Signal::Resume { common, from_scratch: false }, common, effects);
-            if self.superblock.whole && !welcome.whole {
-                self.superblock.volumes.iter_mut().for_each(|volume| volume.copied_bytes = 0);
+            Action::GiveUp => welcome.reason.clone(),
+            Action::CloseOlder => format!(
+                "the destination lives in epoch {epoch}, this source in {ours}: it is out of date. If this source's volumes \
+                 are right, remove the destination's folder of this source, and everything is copied again"
+            ),
+            Action::CloseFenced => {
+                format!("this source was fenced: another side was promoted in epoch {}", self.superblock.fenced_by)
             }
-            self.superblock.whole = welcome.whole;
+            Action::PartedOlder => format!(
+                "the destination holds {newest}, which this source's journal no longer reaches back to (it has {clean} to \
+                 {last}): the two have parted. If this source's volumes are right, remove the destination's folder of this \
+                 source, and everything is copied again"
+            ),
+            Action::PartedAhead => format!(
+                "the destination holds {newest}, but this source's journal ends at {last}: the two have parted, and the \
+                 destination may hold answered writes that are lost here. Promote it; or, if this source's volumes are \
+                 right all the same, remove the destination's folder of this source, and everything is copied again"
+            ),
+            Action::PartedForked => format!(
+                "the destination holds {newest}, which isn't in this source's journal (it has {clean} to {last}): the two \
+                 have parted. If this source's volumes are right, remove the destination's folder of this source, and \
+                 everything is copied again"
+            ),
+            Action::PartedApplied => format!(
+                "the destination applied {}, which this source never called complete (it has {clean} to {last}): the two \
+                 have parted. If this source's volumes are right, remove the destination's folder of this source, and \
+                 everything is copied again",
+                welcome.applied
+            ),
+        };
+        effects.push(Effect::ClosePeer(close));
+    }
+
+    /// What a destination applied, against what it was told to.
+    fn compare_applied(&self, applied: Mark) -> Applied {
+        let same = |ours: Mark| (ours.seq, ours.digest) == (applied.seq, applied.digest);
+        let clean = self.superblock.clean;
+        let half = &self.halves[applied.fill.half()];
+        match applied.fill.cmp(&clean.fill) {
+            Ordering::Less => Applied::Behind,
+            Ordering::Equal if same(clean) => Applied::Fits,
+            Ordering::Greater if half.fill == applied.fill && half.state >= State::Sealed && same(half.last) => {
+                Applied::Fits
+            }
+            _ => Applied::Other,
         }
+    }
+
+    /// The destination holds nothing.
+    fn start_over(&mut self, effects: &mut Vec<Effect>) {
+        self.forget_copy();
+        self.halves.iter_mut().for_each(|half| half.applied = false);
+        let clean = self.superblock.clean;
+        self.start_link(Signal::Resume { common: clean, from_scratch: true }, None, clean, effects);
+        self.start_copy(effects);
+        self.commit(effects);
+    }
+
+    /// The destination goes on from a common boundary.
+    fn resume(&mut self, common: Mark, applied: Applied, welcome: &Welcome, effects: &mut Vec<Effect>) {
+        let clean = self.superblock.clean;
+        self.handle_applied(welcome.applied, effects);
+        // This source went on without it for a while, or it has lost a state: it holds that fill, but no signal follows
+        // for what is clean here.
+        let again = (applied == Applied::Behind).then_some(Signal::Sync { last: clean, whole: welcome.whole });
+        self.start_link(Signal::Resume { common, from_scratch: false }, again, common, effects);
+        self.superblock.whole = welcome.whole;
         if !self.superblock.whole && self.copier.is_none() && self.whole_from.is_none() {
             self.start_copy(effects);
         }
         self.commit(effects);
+    }
+
+    /// Whatever was copied so far doesn't count any more, and no fill makes the image whole before all is copied.
+    fn forget_copy(&mut self) {
+        self.superblock.whole = false;
+        self.superblock.volumes.iter_mut().for_each(|volume| volume.copied_bytes = 0);
+        self.superblock_dirty = true;
+        self.copier = None;
+        self.whole_from = None;
+        for half in &mut self.halves {
+            half.whole = false;
+            half.copied.fill(0);
+        }
     }
 
     /// Whether a boundary is one of ours.
@@ -102,10 +179,10 @@ impl Source {
                 .any(|frame| same(frame.mark))
     }
 
-    fn start_link(&mut self, first: Signal, common: Mark, effects: &mut Vec<Effect>) {
+    fn start_link(&mut self, first: Signal, again: Option<Signal>, common: Mark, effects: &mut Vec<Effect>) {
         // From the oldest fill that isn't clean: its sync signal may have been lost with the last connection.
         let fill = self.superblock.clean.fill.next();
-        self.link = Link::Up { first: Some(first), resumed: common.seq, fill, index: 0 };
+        self.link = Link::Up { first: Some(first), again, resumed: common.seq, fill, index: 0 };
         self.acked = common.seq;
         self.commit(effects);
     }
@@ -117,7 +194,7 @@ impl Source {
 
     /// What to send next, in order.
     pub fn next_to_send(&mut self) -> Option<Send> {
-        let Link::Up { first, resumed, fill, index } = &mut self.link else { return None };
+        let Link::Up { first, again, resumed, fill, index } = &mut self.link else { return None };
         // That a copy starts over must be durable here before the destination acts on it: a source that forgot it in a
         // crash would call an image whole that never was copied.
         let durable = !self.superblock_dirty && !self.superblock_writing;
@@ -125,7 +202,7 @@ impl Source {
             Some(Signal::Resume { from_scratch: true, .. }) if !durable => return None,
             _ => {}
         }
-        if let Some(signal) = first.take() {
+        if let Some(signal) = first.take().or_else(|| again.take()) {
             return Some(Send::Block(signal.encode()));
         }
         loop {

@@ -350,3 +350,116 @@ fn only_a_higher_epoch_fences() {
     rig.core.handle_report(Report::Fenced(Epoch(2)), &mut rig.effects);
     assert!(rig.core.fenced());
 }
+
+/// What a destination says that goes on, where nothing is wrong.
+fn greeting(rig: &Rig, common: Mark) -> Welcome {
+    let (epoch, whole) = (rig.core.superblock().epoch, rig.core.superblock().whole);
+    Welcome { whole, boundaries: vec![common], ..Welcome::refuse(Verdict::Welcome, epoch, "") }
+}
+
+/// A source that was told that the image is whole, and whose sealed fill says so.
+fn sealed_and_whole() -> Rig {
+    let mut rig = Rig::connected(Durability::Always);
+    rig.store();
+    rig.core.handle_sync(1);
+    rig.turn();
+    rig.core.handle_link_down();
+    assert!(rig.core.halves()[1].whole);
+    rig
+}
+
+#[test]
+fn a_destination_that_forgot_that_its_image_is_whole_is_not_told_so_before_all_is_copied() {
+    let mut rig = sealed_and_whole();
+    let welcome = Welcome { whole: false, ..greeting(&rig, rig.core.halves()[1].last) };
+    rig.core.handle_welcome(&welcome, &mut rig.effects);
+    assert_eq!(rig.core.copied(), Some(vec![0]), "the copy starts over");
+    rig.turn();
+    let signals = rig.signals();
+    let [Signal::Resume { from_scratch: false, .. }, Signal::Sync { whole: false, .. }] = signals[..] else {
+        panic!("{signals:?}")
+    };
+    // Nor does a copy that was complete before count.
+    assert!(!rig.core.halves().iter().any(|half| half.whole) && !rig.core.superblock().whole);
+}
+
+#[test]
+fn a_destination_that_applied_what_was_never_signalled_gets_nothing_answered() {
+    let mut rig = Rig::connected(Durability::Always);
+    rig.write();
+    let id = rig.frames()[0];
+    rig.written(id);
+    rig.core.handle_link_down();
+    let last = rig.core.halves()[1].last;
+    // The fill is open here, so no sync signal ever named it.
+    let welcome = Welcome { applied: last, ..greeting(&rig, last) };
+    rig.core.handle_welcome(&welcome, &mut rig.effects);
+    let effects = rig.turn();
+    let [Effect::ClosePeer(reason)] = &effects[..] else { panic!("{effects:?}") };
+    assert!(reason.contains("parted") && reason.contains("applied"), "{reason}");
+    assert!(rig.core.next_to_send().is_none() && rig.core.committed() == Seq(0));
+}
+
+#[test]
+fn a_destination_behind_the_clean_mark_is_given_its_sync_signal_again() {
+    let clean = Mark { fill: Fill(4), seq: Seq(9), digest: Digest(7) };
+    let shape = Shape { durability: Durability::Always, mirrored: true, max_age: Duration::from_secs(10) };
+    let superblock = Superblock { clean, ..superblock() };
+    let recovered = Recovered { end: clean, ..Recovered::default() };
+    let mut rig = Rig::new(Durability::Always, true);
+    rig.core = Source::recover(shape, superblock, recovered, |_, _| (Place(0), Vec::new()));
+    let applied = Mark { fill: Fill(3), seq: Seq(5), digest: Digest(6) };
+    let welcome = Welcome { applied, ..greeting(&rig, clean) };
+    rig.core.handle_welcome(&welcome, &mut rig.effects);
+    let signals = rig.signals();
+    assert!(
+        matches!(signals[..], [Signal::Resume { common, .. }, Signal::Sync { last, .. }] if common == clean && last == clean),
+        "{signals:?}"
+    );
+    // One that is where it should be gets the resume only.
+    rig.core.handle_link_down();
+    let welcome = Welcome { applied: clean, ..greeting(&rig, clean) };
+    rig.core.handle_welcome(&welcome, &mut rig.effects);
+    assert_eq!(rig.signals().len(), 1);
+}
+
+#[test]
+fn only_an_epoch_that_is_not_of_the_past_fences_or_acknowledges() {
+    for verdict in [Verdict::Fenced, Verdict::Welcome] {
+        let mut rig = Rig::new(Durability::Always, true);
+        rig.core.superblock.epoch = Epoch(3);
+        let welcome = Welcome { verdict, epoch: Epoch(2), ..greeting(&rig, Mark::default()) };
+        rig.core.handle_welcome(&welcome, &mut rig.effects);
+        let effects = rig.turn();
+        let [Effect::ClosePeer(reason)] = &effects[..] else { panic!("{effects:?}") };
+        assert!(reason.contains("epoch 2") && !rig.core.fenced(), "{reason}");
+    }
+}
+
+#[test]
+fn a_fenced_source_answers_nothing_that_a_late_welcome_acknowledges() {
+    let mut rig = Rig::connected(Durability::Always);
+    rig.write();
+    let id = rig.frames()[0];
+    rig.written(id);
+    let welcome = greeting(&rig, rig.core.halves()[1].last);
+    rig.core.handle_report(Report::Fenced(Epoch(2)), &mut rig.effects);
+    rig.effects.clear();
+    rig.core.handle_welcome(&welcome, &mut rig.effects);
+    let [Effect::ClosePeer(reason)] = &rig.effects[..] else { panic!("{:?}", rig.effects) };
+    assert!(reason.contains("fenced"), "{reason}");
+}
+
+#[test]
+fn how_the_two_have_parted_is_said() {
+    let clean = Mark { fill: Fill(4), seq: Seq(9), digest: Digest(7) };
+    for (seq, word) in [(20, "lost here"), (3, "no longer reaches back"), (9, "isn't in this source's journal")] {
+        let mut rig = Rig::new(Durability::Always, true);
+        (rig.core.superblock.clean, rig.core.last) = (clean, clean);
+        let theirs = Mark { fill: Fill(4), seq: Seq(seq), digest: Digest(1) };
+        let welcome = Welcome { applied: clean, ..greeting(&rig, theirs) };
+        rig.core.handle_welcome(&welcome, &mut rig.effects);
+        let [Effect::ClosePeer(reason)] = &rig.effects[..] else { panic!("{:?}", rig.effects) };
+        assert!(reason.contains("parted") && reason.contains(word), "{reason}");
+    }
+}

@@ -14,9 +14,11 @@ use super::receive::{half_place, memory_bytes};
 use super::{Ended, Engine};
 use crate::core::Place;
 use crate::core::destination::Destination;
+use crate::core::recovery::copies::{Init, Reading};
+use crate::core::recovery::destination_start::{Action, Found, Promoted};
 use crate::core::recovery::{self, Halves as _};
 use crate::format::ids::Mark;
-use crate::format::superblock::{Role, Superblock, Volume};
+use crate::format::superblock::{Role, Superblock, Volume, encode_claim};
 use crate::limits::{BLOCK_BYTES, JOURNAL_DATA_OFFSET};
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -53,28 +55,67 @@ impl Folder {
         // What a killed daemon had under way can be read, but a power cut may still take it away: nothing may build on
         // it before it is stable.
         state.sync()?;
-        match Superblock::newest(Role::Destination, [&blocks[0], &blocks[1]]) {
-            Ok(superblock) if superblock.name == name => Ok(Some(Folder { path: path.to_owned(), state, superblock })),
-            Ok(other) => {
-                anyhow::bail!(state.error(&format!("belongs to source \"{}\", not to \"{name}\"", other.name)))
+        let read = Reading::of(Role::Destination, [&blocks[0], &blocks[1]], blank);
+        let promoted = read.newest.as_ref().is_some_and(|superblock| superblock.promoted);
+        let found = Found {
+            copies: read.copies,
+            owner: read.owner(name),
+            init: Init::of(init),
+            promoted: if promoted { Promoted::Yes } else { Promoted::No },
+        };
+        let trouble = &read.trouble;
+        // Not even a whole state that can't be read any more says that the images weren't promoted.
+        let anew = "give --init to begin anew: when the source connects, everything is copied again, over the images. \
+                    Don't, if they were promoted";
+        let refusal = match (found.decide().action, read.newest) {
+            (Action::Receive | Action::Serve, Some(superblock)) => {
+                if !trouble.is_empty() {
+                    tracing::warn!("state {}: {trouble}; the other copy counts", file.display());
+                }
+                return Ok(Some(Folder { path: path.to_owned(), state, superblock }));
             }
-            // A crash came between making the file and writing it.
-            Err(_) if blank || init => Ok(None),
-            Err(error) => anyhow::bail!(state.error(&format!(
-                "holds something else ({error}). Name another journal_dir, or give --init to overwrite it"
-            ))),
-        }
+            (Action::Wait | Action::Receive | Action::Serve, _) => return Ok(None),
+            (Action::RefuseOwner, _) => format!(
+                "belongs to source \"{}\", not to \"{name}\". Give the folder its source's name back, or move it away",
+                read.name.unwrap_or_default()
+            ),
+            (Action::RefuseForeign, _) => {
+                format!("holds something else ({trouble}). Name another journal_dir, or give --init to overwrite it")
+            }
+            (Action::RefuseOverwritten, _) => format!(
+                "one of its two copies was overwritten by something else ({trouble}). If nothing else uses this file, give \
+                 --init: the other copy counts then"
+            ),
+            (Action::RefuseSplit, _) => {
+                format!("has two copies that contradict each other ({trouble}). Restore it, or {anew}")
+            }
+            (Action::RefuseDamaged, _) => {
+                format!("is damaged: neither of its two copies can be read ({trouble}). Restore it, or {anew}")
+            }
+            (Action::RefuseVersion, _) => {
+                format!("was used by another version of nbd-mirror ({trouble}). Run that version, or {anew}")
+            }
+        };
+        anyhow::bail!(state.error(&refusal))
     }
 
     /// Makes the folder for a source that introduces itself for the first time. Takes as long as writing all of it.
     pub fn create(path: &Path, hello: &Superblock) -> anyhow::Result<Folder> {
         make_folder(path).with_context(|| format!("the folder {} can't be made", path.display()))?;
+        let claim = encode_claim(&hello.name);
+        let mut state = Disk::open_or_create("state", &path.join("state"))?;
+        state.preallocate(2 * BLOCK_BYTES as u64)?;
+        state.store_block(&claim, 0)?;
+        // The files may be left over from a state that is gone: no frame in them may be taken for one of this mirror,
+        // and no journal of images that were promoted once for that of the next promote.
         for half in 0..2 {
             let mut file = Disk::open_or_create("journal file", &half_path(path, half))?;
             file.preallocate(hello.half_bytes)?;
+            file.store_block(&[0; BLOCK_BYTES], 0)?;
         }
-        let mut promoted = Disk::open_or_create("journal", &path.join("promoted.journal"))?;
+        let mut promoted = Disk::open_or_create("journal", &Folder::promoted_journal(path))?;
         promoted.preallocate(JOURNAL_DATA_OFFSET + 2 * hello.half_bytes)?;
+        promoted.store_block(&claim, 0)?;
         let superblock = Superblock {
             role: Role::Destination,
             generation: 2,
@@ -89,10 +130,9 @@ impl Folder {
             promoted: false,
             volumes: hello.volumes.iter().map(|volume| Volume { copied_bytes: 0, ..volume.clone() }).collect(),
         };
-        let mut state = Disk::open_or_create("state", &path.join("state"))?;
-        state.preallocate(2 * BLOCK_BYTES as u64)?;
-        state.store_block(&superblock.encode(), 0)?;
+        // Both copies, the one over the claim last.
         state.store_block(&superblock.encode(), BLOCK_BYTES as u64)?;
+        state.store_block(&superblock.encode(), 0)?;
         Ok(Folder { path: path.to_owned(), state, superblock })
     }
 

@@ -9,12 +9,14 @@ use super::super::ring::Ring;
 use super::peer::PEER_BYTES;
 use super::{Engine, EngineError, Sender, journal_offset};
 use crate::core::half::{Entry, Ticket};
+use crate::core::recovery::copies::{Init, Reading};
+use crate::core::recovery::source_start::{Action, Fence, Found, Shape as Fit};
 use crate::core::recovery::{self, Halves as _};
 use crate::core::source::{FrameId, Shape, Source};
 use crate::core::{Durability, Place};
 use crate::format::frame::{Header, padded};
 use crate::format::ids::{Epoch, Mark};
-use crate::format::superblock::{Role, Superblock, Volume as VolumeFacts};
+use crate::format::superblock::{Role, Superblock, Volume as VolumeFacts, encode_claim};
 use crate::limits::{
     BLOCK_BYTES, CHUNK_BYTES, JOURNAL_DATA_OFFSET, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES,
 };
@@ -192,34 +194,69 @@ fn prepare(
 
 /// Opens the journal and checks that it is this source's, or makes it.
 fn open_journal(plan: &Plan) -> anyhow::Result<(Disk, Superblock)> {
-    let mut journal = Disk::open_or_create("journal", &plan.journal)?;
+    let journal = Disk::open_or_create("journal", &plan.journal)?;
     let (blocks, blank) = journal.first_blocks(BLANK_BYTES)?;
-    let found = Superblock::newest(Role::Source, [&blocks[0], &blocks[1]]);
-    match found {
-        Ok(superblock) if superblock.name == plan.name => {
-            check_journal(plan, &superblock).map_err(|cause| journal.error(&cause))?;
+    let read = Reading::of(Role::Source, [&blocks[0], &blocks[1]], blank);
+    let misfit = read.newest.as_ref().and_then(|superblock| check_journal(plan, superblock).err());
+    let fenced = read.newest.as_ref().is_some_and(|superblock| superblock.fenced_by.0 != 0);
+    let found = Found {
+        copies: read.copies,
+        owner: read.owner(&plan.name),
+        init: Init::of(plan.init),
+        shape: if misfit.is_some() { Fit::Other } else { Fit::Same },
+        fence: if fenced { Fence::Fenced } else { Fence::Free },
+    };
+    let (ours, trouble) = (&plan.name, &read.trouble);
+    let theirs = read.name.as_deref().unwrap_or_default();
+    let refusal = match (found.decide().action, read.newest) {
+        (Action::Recover | Action::RecoverFenced, Some(superblock)) => {
+            if !trouble.is_empty() {
+                tracing::warn!("journal {}: {trouble}; the other copy counts", plan.journal.display());
+            }
             return Ok((journal, superblock));
         }
-        Ok(other) if !plan.init => {
-            anyhow::bail!(journal.error(&format!(
-                "belongs to source \"{}\", not to \"{}\". Name another journal, or give --init to make a new one over it: \
-                 what \"{}\" hasn't flushed from it is lost then",
-                other.name, plan.name, other.name
-            )));
+        (Action::Make | Action::Recover | Action::RecoverFenced, _) => return make_journal(plan, journal),
+        (Action::RefuseOwner, _) => format!(
+            "belongs to source \"{theirs}\", not to \"{ours}\". Name another journal, or give --init to make a new one over \
+             it: what \"{theirs}\" hasn't flushed from it is lost then"
+        ),
+        (Action::RefuseShape, _) => misfit.unwrap_or_default(),
+        (Action::RefuseForeign, _) => {
+            format!("holds something else ({trouble}). Name another file or device, or give --init to overwrite it")
         }
-        Err(error) if !blank && !plan.init => {
-            anyhow::bail!(journal.error(&format!(
-                "holds something else ({error}). Name another file or device, or give --init to overwrite it"
-            )));
-        }
-        _ => {}
-    }
+        (Action::RefuseOverwritten, _) => format!(
+            "belongs to source \"{ours}\", but one of its superblock's two copies was overwritten by something else \
+             ({trouble}). If nothing else uses this file or device, give --init: the other copy counts then"
+        ),
+        (Action::RefuseSplit, _) => format!(
+            "has two superblock copies that contradict each other ({trouble}). Promote the destination if there is one; or \
+             give --init to make a new journal over it: what wasn't flushed from it is lost then"
+        ),
+        (Action::RefuseDamaged, _) => format!(
+            "is damaged: neither copy of its superblock can be read ({trouble}). Promote the destination if there is one; \
+             or give --init to make a new journal over it: what wasn't flushed from it is lost then"
+        ),
+        (Action::RefuseVersion, _) => format!(
+            "was used by another version of nbd-mirror ({trouble}). Run that version; or give --init to make a new journal \
+             over it: what wasn't flushed from it is lost then"
+        ),
+    };
+    anyhow::bail!(journal.error(&refusal))
+}
+
+/// Makes a new journal over whatever is there.
+fn make_journal(plan: &Plan, mut journal: Disk) -> anyhow::Result<(Disk, Superblock)> {
     let half_bytes = plan.journal_bytes / 2;
     tracing::info!("making the journal {} ({} bytes)", plan.journal.display(), plan.journal_bytes);
+    // First the claim: a start after a crash must not take what is torn, or an older journal's copy, for a journal. It
+    // may be gone when the file has been written to its length.
+    let claim = encode_claim(&plan.name);
+    journal.store_block(&claim, 0)?;
     journal.preallocate(JOURNAL_DATA_OFFSET + plan.journal_bytes)?;
+    journal.store_block(&claim, 0)?;
     let superblock = Superblock {
         role: Role::Source,
-        generation: 1,
+        generation: 2,
         source: random_id().context("no random identity for the source")?,
         name: plan.name.clone(),
         half_bytes,
@@ -231,11 +268,10 @@ fn open_journal(plan: &Plan) -> anyhow::Result<(Disk, Superblock)> {
         promoted: false,
         volumes: plan.volumes.iter().map(facts).collect(),
     };
-    // Both copies: a block device may still hold an older journal's.
-    let second = Superblock { generation: 2, ..superblock };
-    journal.store_block(&second.encode(), BLOCK_BYTES as u64)?;
-    journal.store_block(&second.encode(), 0)?;
-    Ok((journal, second))
+    // Both copies, the one over the claim last.
+    journal.store_block(&superblock.encode(), BLOCK_BYTES as u64)?;
+    journal.store_block(&superblock.encode(), 0)?;
+    Ok((journal, superblock))
 }
 
 fn facts(volume: &Volume) -> VolumeFacts {

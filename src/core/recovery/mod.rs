@@ -1,9 +1,27 @@
-//! What the halves of a journal hold after a crash: the longest chain of frames that follows the clean mark.
+//! What is found at a start and at a meeting, and what is done about it.
 //!
-//! The same for both sides. Of the two halves at most two fills count: the one after the clean mark, then the next.
-//! The chain ends at the first frame that isn't whole or doesn't follow. That is where the crash tore it, unless a
-//! later header proves that a missing frame was once safe on both sides: then the journal is damaged, and nobody
-//! may go on as if nothing had been there.
+//! Each decision is a table of rows (`table`), and the code that acts asks the table: docs/recovery.md shows them all.
+//!
+//! - `copies`: what the two copies of a superblock are together.
+//! - `source_start`, `destination_start`: whether what is stored is made, recovered or refused.
+//! - `chain`, and the functions right here: what the halves hold after a crash.
+//! - `hello`, `welcome`: what the two sides do when they meet.
+//!
+//! The halves hold the longest chain of frames that follows the clean mark, on both sides alike. Of the two halves at
+//! most two fills count: the one after the clean mark, then the next. The chain ends at the first frame that isn't
+//! whole or doesn't follow. That is where the crash tore it, unless a later header proves that a missing frame was once
+//! safe on both sides, or that the clean mark itself is out of date: then the journal is damaged, and nobody may go on
+//! as if nothing had been there.
+
+pub mod chain;
+pub mod copies;
+pub mod destination_start;
+pub mod hello;
+pub mod source_start;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod welcome;
 
 use super::Place;
 use crate::format::block::Block;
@@ -150,22 +168,32 @@ pub fn recover(halves: &impl Halves, source: Id, clean: Mark, vouched: bool) -> 
             broken = in_first;
         }
     }
-    let positions = (0..halves.half_bytes()).step_by(BLOCK_BYTES);
-    let committed = positions
-        .flat_map(|position| [0, 1].map(|half| halves.block(half, position)))
-        .flatten()
-        .filter(|block| block[..8] == frame::MAGIC)
-        .filter_map(|block| Header::parse(block).ok())
-        // Of later fills too: there are none, unless the superblock is an older copy, since the newer one can't be read.
-        .filter(|header| header.source == source && header.fill > clean.fill)
-        .map(|header| header.committed)
-        .max();
-    match committed {
-        Some(committed) if vouched && committed > found.end.seq => {
-            let (fill, position, reason) = broken;
+    let ours = headers(halves, source).filter(|header| header.fill >= first);
+    let (later, known): (Vec<Header>, Vec<Header>) = ours.partition(|header| header.fill > second);
+    let committed = known.iter().map(|header| header.committed).max().unwrap_or_default();
+    let decision = chain::Found {
+        frames: match (found.first.is_empty(), found.second.is_empty()) {
+            (true, _) => chain::Frames::None,
+            (false, true) => chain::Frames::One,
+            (false, false) => chain::Frames::Two,
+        },
+        word: if committed > found.end.seq { chain::Word::Missing } else { chain::Word::Held },
+        later: if later.is_empty() { chain::Later::No } else { chain::Later::Yes },
+        vouched: if vouched { chain::Vouched::Yes } else { chain::Vouched::No },
+    };
+    let (fill, position, reason) = broken;
+    match decision.decide().action {
+        chain::Action::Nothing | chain::Action::Adopt => Ok(found),
+        chain::Action::LostRecords => Err(Damage { fill, position, reason, committed, held: found.end.seq }),
+        chain::Action::LostSuperblock => {
+            let last = later.iter().map(|header| header.fill).max().unwrap_or_default();
+            let reason = format!(
+                "a frame of fill {last} is in the journal, so the superblock's last version, which called this fill \
+                 clean, is lost"
+            );
+            let committed = later.iter().map(|header| header.committed).max().unwrap_or_default().max(committed);
             Err(Damage { fill, position, reason, committed, held: found.end.seq })
         }
-        _ => Ok(found),
     }
 }
 
@@ -182,6 +210,20 @@ fn begun(halves: &impl Halves, fill: Fill, end: Mark) -> bool {
     }
 }
 
+/// All valid headers of a source that stand where they belong. A block of payload may look like one; that it also names
+/// its own place would be a strange chance.
+fn headers(halves: &impl Halves, source: Id) -> impl Iterator<Item = Header> {
+    let positions = (0..halves.half_bytes()).step_by(BLOCK_BYTES);
+    positions
+        .flat_map(|position| [0, 1].map(|half| (half, position)))
+        .filter_map(move |(half, position)| {
+            let block = halves.block(half, position).filter(|block| block[..8] == frame::MAGIC)?;
+            let header = Header::parse(block).ok()?;
+            (header.fill.half() == half && header.position == position).then_some(header)
+        })
+        .filter(move |header| header.source == source)
+}
+
 /// Follows the chain through one fill; returns where and why it ends.
 fn chain(halves: &impl Halves, source: Id, fill: Fill, end: &mut Mark, found: &mut Vec<Found>) -> (Fill, u64, String) {
     let mut position = 0;
@@ -194,131 +236,5 @@ fn chain(halves: &impl Halves, source: Id, fill: Fill, end: &mut Mark, found: &m
             }
             Err(reason) => return (fill, position, reason),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::checksum::crc32c;
-    use crate::format::frame::Kind;
-    use crate::format::ids::{Digest, Epoch};
-
-    const HALF: usize = 64 * BLOCK_BYTES;
-
-    /// Writes one-record frames as a source would.
-    struct Journal {
-        halves: [Vec<u8>; 2],
-        at: [usize; 2],
-        end: Mark,
-    }
-
-    impl Journal {
-        fn new() -> Journal {
-            let end = Mark { fill: Fill(4), seq: Seq(10), digest: Digest(1) };
-            Journal { halves: [vec![0; HALF], vec![0; HALF]], at: [0, 0], end }
-        }
-
-        fn frame(&mut self, fill: u64, incarnation: u64, committed: u64, byte: u8) {
-            let half = Fill(fill).half();
-            let payload = [byte; BLOCK_BYTES];
-            let record = Record {
-                volume: 0,
-                kind: Kind::Write,
-                flags: 0,
-                offset: 0,
-                length: BLOCK_BYTES as u32,
-                checksum: crc32c(&payload),
-            };
-            let header = Header {
-                flags: 0,
-                source: Id([1; 16]),
-                epoch: Epoch(1),
-                incarnation,
-                fill: Fill(fill),
-                position: self.at[half] as u64,
-                first: self.end.seq.next(),
-                committed: Seq(committed),
-                previous: self.end.digest,
-                payload_bytes: 0,
-                count: 0,
-            };
-            let mut block = [0; BLOCK_BYTES];
-            let digest = header.encode([record].iter(), &mut block);
-            let at = self.at[half];
-            self.halves[half][at..at + BLOCK_BYTES].copy_from_slice(&block);
-            self.halves[half][at + BLOCK_BYTES..at + 2 * BLOCK_BYTES].copy_from_slice(&payload);
-            self.at[half] += 2 * BLOCK_BYTES;
-            self.end = Mark { fill: Fill(fill), seq: header.first, digest };
-        }
-
-        fn recover(&self) -> Result<Recovered, Damage> {
-            recover(&[&self.halves[0][..], &self.halves[1]], Id([1; 16]), Journal::new().end, true)
-        }
-    }
-
-    #[test]
-    fn two_fills_in_order() {
-        let mut journal = Journal::new();
-        assert_eq!(journal.recover().unwrap().end, journal.end);
-        (0..3).for_each(|_| journal.frame(5, 1, 10, 1));
-        (0..2).for_each(|_| journal.frame(6, 1, 13, 2));
-        let found = journal.recover().unwrap();
-        assert_eq!((found.first.len(), found.second.len(), found.end), (3, 2, journal.end));
-    }
-
-    /// Two frames were under way when power failed: the first was torn, the second arrived. After the restart another
-    /// frame of the same size took the first one's place. The second, which was never answered, must not come back.
-    #[test]
-    fn a_frame_left_over_behind_a_torn_one_stays_dead() {
-        let mut journal = Journal::new();
-        journal.frame(5, 1, 10, 1);
-        let (at, end) = (journal.at, journal.end);
-        journal.frame(5, 1, 10, 2);
-        journal.frame(5, 1, 10, 3);
-        journal.halves[1][at[1] + BLOCK_BYTES] ^= 1;
-        assert_eq!(journal.recover().unwrap().end, end);
-        (journal.at, journal.end) = (at, end);
-        journal.frame(5, 2, 10, 4);
-        assert_eq!(journal.recover().unwrap().end, journal.end);
-    }
-
-    /// Frames of the next fill were written while the last one of this fill wasn't yet.
-    #[test]
-    fn a_fill_behind_a_torn_tail_is_dropped() {
-        let mut journal = Journal::new();
-        journal.frame(5, 1, 10, 1);
-        let end = journal.end;
-        journal.frame(5, 1, 10, 2);
-        let at = journal.at[1];
-        journal.frame(6, 1, 10, 3);
-        journal.halves[1][at - 1] ^= 1;
-        let found = journal.recover().unwrap();
-        assert_eq!((found.first.len(), found.second.len(), found.end), (1, 0, end));
-    }
-
-    /// The same picture, but the later frame says that the damaged one had been stored on both sides.
-    #[test]
-    fn damage_to_a_committed_frame_is_named() {
-        let mut journal = Journal::new();
-        journal.frame(5, 1, 10, 1);
-        journal.frame(5, 1, 10, 2);
-        journal.frame(6, 1, 12, 3);
-        journal.halves[1][3 * BLOCK_BYTES] ^= 1;
-        let damage = journal.recover().unwrap_err();
-        assert_eq!((damage.fill, damage.position, damage.committed, damage.held), (Fill(5), 8192, Seq(12), Seq(11)));
-        assert!(damage.reason.contains("payload of record 12"), "{damage}");
-        // A destination that these frames were sent to again never had what they speak of.
-        let halves = [&journal.halves[0][..], &journal.halves[1][..]];
-        let found = recover(&halves, Id([1; 16]), Journal::new().end, false).unwrap();
-        assert_eq!((found.first.len(), found.second.len(), found.end.seq), (1, 0, Seq(11)));
-    }
-
-    #[test]
-    fn an_older_filling_of_the_half_does_not_count() {
-        let mut journal = Journal::new();
-        journal.frame(3, 1, 10, 1);
-        journal.end = Journal::new().end;
-        assert_eq!(journal.recover().unwrap(), Recovered { end: journal.end, ..Recovered::default() });
     }
 }
