@@ -191,6 +191,10 @@ impl Superblock {
         block::countable([&raw.generation, &raw.epoch, &raw.fenced_by, &raw.incarnation].map(|number| number.get()))?;
         block::countable(clean.numbers())?;
         let volumes = raw.volumes[..count].iter().map(|volume| {
+            // It becomes the block size of an export, by which requests are checked.
+            if !volume.block_bytes.get().is_power_of_two() || volume.block_bytes.get() as usize > BLOCK_BYTES {
+                return Err(BlockError::Field("block size of a volume"));
+            }
             Ok(Volume {
                 name: unpack(&volume.name)?,
                 size_bytes: volume.size_bytes.get(),

@@ -100,15 +100,23 @@ impl Destination {
                 self.vouched
             ));
         }
+        // What is kept of a fill is looked up before anything is forgotten.
+        let mut refill = Vec::new();
+        if self.halves.iter().any(|half| beyond(half) && half.fill == common.fill) {
+            let other = &self.halves[1 - common.fill.half()];
+            let before = if other.state == State::Clean { self.superblock.clean } else { other.last };
+            refill = rescan(before, common);
+            if refill.last().is_none_or(|(found, _)| found.mark != common) {
+                return Err(format!("the frames up to {common} can't be found again in this fill's half"));
+            }
+        }
         let volumes = self.superblock.volumes.len();
-        let mut refill = false;
         for index in 0..2 {
             let half = &self.halves[index];
             if !beyond(half) {
                 continue;
             }
             let in_this = half.fill == common.fill;
-            refill |= in_this;
             if !sings(Bug::KeepDropped) {
                 self.erasing += 1;
                 effects.push(Effect::Erase(index, if in_this { self.boundaries[kept].1 } else { 0 }));
@@ -119,16 +127,9 @@ impl Destination {
         (self.stored, self.received, self.acked) = (common, common, common.seq);
         self.synced = self.synced.min(common.seq);
         self.unsynced.clear();
-        if refill {
-            let other = &self.halves[1 - common.fill.half()];
-            let before = if other.state == State::Clean { self.superblock.clean } else { other.last };
-            let boundaries = std::mem::take(&mut self.boundaries);
-            self.adopt(rescan(before, common));
-            self.boundaries = boundaries;
-            if self.stored != common {
-                return Err(format!("the frames up to {common} can't be found again in this fill's half"));
-            }
-        }
+        let boundaries = std::mem::take(&mut self.boundaries);
+        self.adopt(refill);
+        self.boundaries = boundaries;
         Ok(())
     }
 

@@ -17,6 +17,10 @@ use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, MAX_FRAME_PAYLOAD_BYTES};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+/// What may wait to be sent to a source, in bytes: a welcome and some reports. Acknowledgements take the place of older
+/// ones, so only a source that repeats its signals and reads nothing comes near.
+const MAX_OUTGOING_BYTES: usize = 64 << 10;
+
 /// Room behind each half: a receive may go beyond the half's end.
 const SLACK_BYTES: u64 = 2 << 20;
 /// Most bytes of one receive.
@@ -283,6 +287,9 @@ impl Engine {
                 peer.outgoing.truncate(peer.outgoing.len() - REPORT_BYTES);
             }
             peer.outgoing.extend_from_slice(&report.encode());
+            if peer.outgoing.len() > MAX_OUTGOING_BYTES {
+                self.close_peer("the source doesn't read what it is told");
+            }
         }
     }
 
