@@ -164,6 +164,8 @@ pub struct SourceStatus {
 pub struct DestinationStatus {
     /// The durable facts.
     pub superblock: Superblock,
+    /// Whether a promote would give a consistent image.
+    pub promotable: bool,
     /// The connected source's address.
     pub peer: Option<String>,
     /// Why the last connection ended.

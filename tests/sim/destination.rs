@@ -1,6 +1,6 @@
 //! Drives a destination's core as the engine does, on disks that fail.
 
-use crate::content::{SECTOR, Shelf, Vault, Word};
+use crate::content::{BLOCK, SECTOR, Shelf, Vault, Word};
 use crate::context::Context;
 use crate::disk::{Crash, Disk, Ended, Faults, Io};
 use crate::link::{Link, Message};
@@ -13,13 +13,16 @@ use nbd_mirror::core::recovery::{self, Damage, Halves as _};
 use nbd_mirror::format::checksum;
 use nbd_mirror::format::frame::{self, Header};
 use nbd_mirror::format::ids::Mark;
-use nbd_mirror::format::superblock::Role;
+use nbd_mirror::format::superblock::{Role, Superblock};
 use nbd_mirror::format::wire::{Report, Signal, Verdict};
 use nbd_mirror::limits::BLOCK_BYTES;
 
 /// Names an operation under way.
 #[derive(Debug, Clone, Copy)]
 pub enum Op {
+    Start(u8),
+    /// A block of a journal file is made void at a start.
+    Void,
     Store(StoreOp),
     FileSync,
     State,
@@ -30,8 +33,11 @@ pub enum Op {
 
 pub struct DestinationNode {
     pub io: Io<Op>,
-    /// `None` while it is down.
+    /// `None` while it is down or starting.
     pub core: Option<Destination>,
+    starting: Option<Destination>,
+    /// Blocks that are still to be made void.
+    loose_ends: Vec<(usize, u64)>,
     pub promoted: Option<Mark>,
     /// A frame's place in memory is its place in its half.
     memory: [Vec<Word>; 2],
@@ -49,6 +55,8 @@ impl DestinationNode {
         DestinationNode {
             io: Io::new(disks),
             core: None,
+            starting: None,
+            loose_ends: Vec::new(),
             promoted: None,
             memory: [Vec::new(), Vec::new()],
             effects: Vec::new(),
@@ -61,11 +69,15 @@ impl DestinationNode {
         DestinationNode { io: self.io.clone(), ..DestinationNode::new(Vec::new()) }
     }
 
-    /// Starts as the engine does: what can be read is made stable, then read.
+    pub fn down(&self) -> bool {
+        self.core.is_none() && self.starting.is_none()
+    }
+
+    /// Begins a start as the engine does: what can be read is made stable, then read.
     pub fn start(&mut self, cx: &mut Context) -> Result<(), Damage> {
         (0..=SUPERBLOCKS).for_each(|disk| self.io.sync_now(disk));
         let found = newest(Role::Destination, self.io.disks[SUPERBLOCKS].words(), &cx.vault);
-        let (superblock, torn) = found.expect("the destination has no state any more");
+        let (mut superblock, torn) = found.expect("the destination has no state any more");
         cx.met.count_if(torn, Rare::DestinationTornState);
         for half in 0..2 {
             self.memory[half].clear();
@@ -81,11 +93,14 @@ impl DestinationNode {
         cx.met.count_if(torn_tail(&shelf, &superblock, &recovered), Rare::DestinationTornTail);
         // The crash came after the promote's last write: the images are served as they are.
         self.promoted = superblock.promoted.then_some(superblock.clean);
-        self.core = Some(Destination::recover(superblock, recovered, |found| {
+        self.loose_ends = recovered.loose_ends(superblock.half_bytes).collect();
+        superblock.generation += 2;
+        self.starting = Some(Destination::recover(superblock, recovered, |found| {
             let (half, position) = (found.header.fill.half(), found.header.position);
             let block = shelf.block(half, position).expect("a header that was found");
             recovery::records(&found.header, block, Place(half_at(half).0 + position + BLOCK_BYTES as u64))
         }));
+        self.write_copy(Op::Start(0), 1, cx);
         Ok(())
     }
 
@@ -93,8 +108,9 @@ impl DestinationNode {
     pub fn crash(&mut self, how: Crash, cx: &mut Context) {
         let applying = self.core.as_ref().is_some_and(|core| core.applies_under_way() > 0);
         cx.met.count_if(applying, Rare::DestinationCrashedInApply);
+        cx.met.count_if(self.starting.is_some(), Rare::DestinationCrashedInRecovery);
         self.io.crash(how, &mut cx.rng);
-        self.core = None;
+        (self.core, self.starting) = (None, None);
         self.promoted = None;
         self.effects.clear();
     }
@@ -106,8 +122,37 @@ impl DestinationNode {
             cx.met.count(Rare::DestinationDiskFailed);
             return Err(());
         }
+        match op {
+            Op::Start(0) => {
+                self.write_copy(Op::Start(1), 0, cx);
+                return Ok(true);
+            }
+            Op::Start(_) => {
+                for (half, position) in &self.loose_ends {
+                    self.io.write(Op::Void, *half, *position as usize / SECTOR, vec![0; BLOCK], true);
+                }
+            }
+            Op::Void => drop(self.loose_ends.pop()),
+            _ => return self.complete(op),
+        }
+        if self.loose_ends.is_empty() {
+            self.core = self.starting.take();
+        }
+        Ok(true)
+    }
+
+    /// At a start: the state goes to both copies, as it will be in memory; `back` versions ago for the first of them.
+    fn write_copy(&mut self, op: Op, back: u64, cx: &mut Context) {
+        let Some(core) = &self.starting else { return };
+        let superblock = Superblock { generation: core.superblock().generation - back, ..core.superblock().clone() };
+        let words = cx.vault.keep(&superblock.encode(), BLOCK_BYTES).to_vec();
+        self.io.write(op, SUPERBLOCKS, superblock.copy_offset() as usize / SECTOR, words, true);
+    }
+
+    fn complete(&mut self, op: Op) -> Result<bool, ()> {
         let core = self.core.as_mut().expect("an operation of a destination that is up");
         match op {
+            Op::Start(_) | Op::Void => {}
             Op::Store(op) => core.handle_stored(op, &mut self.effects),
             Op::FileSync => core.handle_file_synced(&mut self.effects),
             Op::State => core.handle_state_written(&mut self.effects),

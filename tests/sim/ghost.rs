@@ -24,6 +24,9 @@ pub fn promote(mirror: &DestinationNode, how: Crash, lost: bool, model: &mut Mod
     let mut ghost = mirror.ghost();
     ghost.io.crash(how, &mut cx.rng);
     ghost.start(cx).unwrap_or_else(|damage| panic!("the destination's journal files: {damage}"));
+    while ghost.core.is_none() {
+        assert!(ghost.step(Faults::default(), cx).expect("a disk without faults"), "the start waits for nothing");
+    }
     if !ghost.core.as_ref().is_some_and(|core| core.promotable()) {
         return;
     }

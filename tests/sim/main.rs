@@ -39,11 +39,12 @@ fn every_seed_keeps_every_promise() {
         return replay(seed);
     }
     let (from, count) = (variable("FROM").unwrap_or(0), variable("SEEDS").unwrap_or(SEEDS));
-    let Outcome { met, events, seconds, failures } = run(from..from + count);
+    let Outcome { met, events, healing, seconds, failures } = run(from..from + count);
     println!(
         "{count} seeds from {from}: {events} events in {seconds:.1} s, {:.0} thousand a second and core",
         events as f64 / 1000.0 / seconds / runner::cores() as f64
     );
+    println!("in step at most {healing} events after the last fault");
     for (state, count) in met.counts() {
         println!("{count:12}  {state}");
     }

@@ -174,15 +174,15 @@ impl Pair {
             Event::Connect => source_up && mirror_up && !self.link.source_up && !fenced,
             Event::Time => true,
             Event::StartSource => self.source.down(),
-            Event::StartMirror => !mirror_up,
+            Event::StartMirror => self.mirror.down(),
             Event::PromotedDisk => self.promoted.as_ref().is_some_and(|(node, _)| !node.io.idle()),
             Event::Client => source_up,
             Event::PromotedClient => self.promoted.as_ref().is_some_and(|(node, _)| node.core.is_some()),
             Event::Sync => source_up && !fenced,
             Event::Cut | Event::HalfClose => self.link.source_up,
             Event::CrashSource => !self.source.down(),
-            Event::CrashMirror => mirror_up,
-            Event::CrashBoth => mirror_up && !self.source.down(),
+            Event::CrashMirror => !self.mirror.down(),
+            Event::CrashBoth => !self.mirror.down() && !self.source.down(),
             Event::Wipe => self.promoted.is_none() && !self.promoting,
             Event::Promote => {
                 let promotable = self.mirror.core.as_ref().is_some_and(|core| core.promotable());
@@ -428,11 +428,14 @@ impl Pair {
 
     /// The promote is complete: its image is compared, and served by a source without a destination.
     fn look_for_promoted(&mut self, cx: &mut Context) {
-        let Some(mark) = self.mirror.promoted.filter(|_| self.promoted.is_none()) else { return };
+        let (Some(mark), Some(core)) = (self.mirror.promoted, &self.mirror.core) else { return };
+        if self.promoted.is_some() {
+            return;
+        }
+        let epoch = core.superblock().epoch;
         crate::ghost::check_promoted(&self.mirror, mark, self.mirror_lost, &mut self.model, cx);
         self.model.fence(mark.digest);
         let images: Volumes = self.mirror.io.disks[VOLUMES..].iter().map(|disk| disk.words().to_vec()).collect();
-        let epoch = self.mirror.core.as_ref().expect("it is up").superblock().epoch;
         let superblock = Superblock { source: Id([200; 16]), epoch, ..self.identity.clone() };
         let shape = Shape { mirrored: false, ..self.source.shape.clone() };
         let mut node = SourceNode::new(shape, disks(&superblock, images.clone(), &mut cx.vault));

@@ -43,6 +43,8 @@ rare! {
     DestinationTornTail,
     /// a destination found one copy of its state torn
     DestinationTornState,
+    /// a destination crashed while it recovered
+    DestinationCrashedInRecovery,
     /// a destination crashed while a fill was being applied: it is applied again
     DestinationCrashedInApply,
     /// a destination's crash in a power cut lost answered frames that were only promised not to survive one

@@ -11,9 +11,18 @@ use std::time::{Duration, Instant};
 /// Failing seeds after which a run ends.
 const ENOUGH_FAILURES: usize = 5;
 
+/// What a world was like that kept its promises.
+pub struct Life {
+    pub met: Met,
+    pub events: u64,
+    pub healing: u64,
+}
+
 pub struct Outcome {
     pub met: Met,
     pub events: u64,
+    /// Events that a pair needed to come into step after the last fault, at most.
+    pub healing: u64,
     pub seconds: f64,
     pub failures: Vec<u64>,
 }
@@ -23,11 +32,11 @@ pub fn cores() -> usize {
 }
 
 /// Runs a world; `None`: a promise was broken, and the panic's message says which.
-pub fn survive(seed: u64, trace: bool) -> Option<(Met, u64)> {
+pub fn survive(seed: u64, trace: bool) -> Option<Life> {
     let life = AssertUnwindSafe(|| {
         let mut world = World::new(seed, trace);
         world.run();
-        (world.cx.met, world.events)
+        Life { met: world.cx.met, events: world.events, healing: world.healing }
     });
     catch_unwind(life).ok()
 }
@@ -40,7 +49,7 @@ pub fn replay(seed: u64) {
 
 pub fn run(seeds: Range<u64>) -> Outcome {
     let (start, next) = (Instant::now(), AtomicU64::new(seeds.start));
-    let outcome = Mutex::new(Outcome { met: Met::none(), events: 0, seconds: 0.0, failures: Vec::new() });
+    let outcome = Mutex::new(Outcome { met: Met::none(), events: 0, healing: 0, seconds: 0.0, failures: Vec::new() });
     let said = Mutex::new(Instant::now());
     let work = || {
         loop {
@@ -51,9 +60,10 @@ pub fn run(seeds: Range<u64>) -> Outcome {
             let lived = survive(seed, false);
             let mut outcome = outcome.lock().expect("no thread panics with this lock");
             match lived {
-                Some((met, events)) => {
-                    outcome.met.add(&met);
-                    outcome.events += events;
+                Some(life) => {
+                    outcome.met.add(&life.met);
+                    outcome.events += life.events;
+                    outcome.healing = outcome.healing.max(life.healing);
                 }
                 None => outcome.failures.push(seed),
             }

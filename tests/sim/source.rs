@@ -32,6 +32,8 @@ pub const DEPTH: (u32, u32) = (2, 8);
 /// Names an operation under way.
 #[derive(Debug, Clone, Copy)]
 pub enum Op {
+    /// A block of a journal is made void at a start.
+    Void,
     Start(u8),
     Frame(FrameId),
     JournalSync,
@@ -73,6 +75,8 @@ pub struct SourceNode {
     windows: Vec<(usize, u64)>,
     reads: Vec<Option<ClientRead>>,
     starting: Option<(Superblock, Recovered)>,
+    /// Blocks that are being made void.
+    voids: u32,
 }
 
 /// The superblock that counts, and whether a copy of it was torn.
@@ -116,6 +120,7 @@ impl SourceNode {
             windows: Vec::new(),
             reads: Vec::new(),
             starting: None,
+            voids: 0,
         }
     }
 
@@ -153,6 +158,18 @@ impl SourceNode {
         superblock.generation += 1;
         let words = cx.vault.keep(&superblock.encode(), BLOCK_BYTES).to_vec();
         self.io.write(op, SUPERBLOCKS, superblock.copy_offset() as usize / SECTOR, words, true);
+    }
+
+    fn void_loose_ends(&mut self, cx: &Context) {
+        let Some((superblock, recovered)) = &self.starting else { return };
+        self.voids = 0;
+        for (half, position) in recovered.loose_ends(superblock.half_bytes) {
+            self.io.write(Op::Void, half, position as usize / SECTOR, vec![0; BLOCK], true);
+            self.voids += 1;
+        }
+        if self.voids == 0 {
+            self.started(cx);
+        }
     }
 
     fn started(&mut self, cx: &Context) {
@@ -196,17 +213,24 @@ impl SourceNode {
             cx.met.count(Rare::SourceDiskFailed);
             return Err(());
         }
-        if let Op::Start(copy) = op {
-            if copy == 0 {
-                self.write_copy(Op::Start(1), cx)
-            } else {
-                self.started(cx)
+        match op {
+            Op::Start(0) => self.write_copy(Op::Start(1), cx),
+            Op::Start(_) => self.void_loose_ends(cx),
+            Op::Void => {
+                self.voids -= 1;
+                if self.voids == 0 {
+                    self.started(cx);
+                }
             }
-            return Ok(true);
+            _ => return self.complete(op, ended, model, cx),
         }
+        Ok(true)
+    }
+
+    fn complete(&mut self, op: Op, ended: Ended, model: &mut Model, cx: &mut Context) -> Result<bool, ()> {
         let core = self.core.as_mut().expect("an operation of a source that is up");
         match op {
-            Op::Start(_) => {}
+            Op::Void | Op::Start(_) => {}
             Op::Frame(id) => core.handle_frame_written(id, &mut self.effects),
             Op::JournalSync => core.handle_journal_synced(&mut self.effects),
             Op::Superblock => core.handle_superblock_written(&mut self.effects),

@@ -19,6 +19,8 @@ pub struct World {
     pub cx: Context,
     pub pairs: Vec<Pair>,
     pub events: u64,
+    /// Events that a pair needed to come into step after the last fault, at most.
+    pub healing: u64,
 }
 
 impl World {
@@ -37,7 +39,7 @@ impl World {
         cx.wire_rot = cx.rng.pick(&[0, 0, 0, 5]);
         let count = cx.rng.pick(&[1, 1, 1, 2, 3]);
         let pairs = (0..count).map(|number| Pair::new(number, &mut cx)).collect();
-        World { cx, pairs, events: 0 }
+        World { cx, pairs, events: 0, healing: 0 }
     }
 
     /// Lives with faults, then heals everything and demands that it comes into step.
@@ -62,7 +64,7 @@ impl World {
         if event == Event::CrashMirror && self.cx.rng.chance(500) {
             // The machine, not only this source's engine on it.
             for other in (0..self.pairs.len()).filter(|other| *other != number) {
-                if self.pairs[other].mirror.core.is_some() {
+                if !self.pairs[other].mirror.down() {
                     self.pairs[other].crash_mirror(crate::disk::Crash::Power, &mut self.cx);
                 }
             }
@@ -86,13 +88,14 @@ impl World {
                 let late = self.events - start > PATIENCE;
                 assert!(!late, "no end after {PATIENCE} events without a fault: {}", self.pairs[number].describe());
             }
+            self.healing = self.healing.max(self.events - start);
             self.check_end(number, token.expect("asked above"));
         }
     }
 
     fn promote_again(&mut self, number: usize) {
         let pair = &mut self.pairs[number];
-        if pair.mirror.core.as_ref().is_some_and(|core| core.promotable() && !core.connected()) {
+        if pair.mirror.core.as_ref().is_some_and(|core| core.promotable()) {
             pair.happen(Event::Promote, true, &mut self.cx);
         }
     }

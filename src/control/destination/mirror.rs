@@ -302,7 +302,7 @@ impl Mirror {
 
     fn describe(&self, status: &DestinationStatus) -> Value {
         let superblock = &status.superblock;
-        let state = match (&status.peer, superblock.whole) {
+        let state = match (&status.peer, status.promotable) {
             (None, _) => "waiting",
             (Some(_), false) => "copying",
             (Some(_), true) => "receiving",
@@ -311,7 +311,7 @@ impl Mirror {
         json!({
             "name": self.name, "state": state, "reason": status.reason, "connected": status.peer.is_some(), "peer": status.peer,
             "epoch": superblock.epoch.0, "held_record": status.held_record, "applied_record": superblock.clean.seq.0,
-            "verified_record": status.verified_record, "promotable": superblock.whole,
+            "verified_record": status.verified_record, "promotable": status.promotable,
             "received_bytes": counters.written_bytes, "stored_bytes": counters.journal_bytes,
             "applied_bytes": counters.flushed_bytes, "journal_writes": counters.journal_writes,
             "halves": status::halves(&status.halves), "volumes": self.volumes(Some(superblock)),

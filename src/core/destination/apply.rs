@@ -91,6 +91,7 @@ impl Destination {
             return self.write_copy(effects);
         }
         self.starting_over = false;
+        self.promotable = self.superblock.whole;
         let volumes = self.superblock.volumes.len();
         let applied = self.superblock.clean;
         while self.boundaries.front().is_some_and(|(mark, _)| mark.seq < applied.seq) {

@@ -173,6 +173,8 @@ pub struct Destination {
     /// The mark from which this fresh destination begins isn't durable yet.
     starting_over: bool,
     promoting: bool,
+    /// Whether it is durable that the image is whole.
+    promotable: bool,
     verified: Seq,
     /// What the frames' headers say to be stable on both sides: the source can't have lost it.
     vouched: Seq,
@@ -207,6 +209,7 @@ impl Destination {
             stale_copies: 0,
             starting_over: false,
             promoting: false,
+            promotable: superblock.whole,
             verified: applied.seq,
             vouched: applied.seq,
             superblock,
@@ -285,9 +288,9 @@ impl Destination {
         self.stored == Mark::default()
     }
 
-    /// Whether a promote would give a consistent image.
+    /// Whether a promote would give a consistent image, also after a crash at this moment.
     pub fn promotable(&self) -> bool {
-        self.superblock.whole
+        self.promotable
     }
 
     /// Whether nothing is under way and all that is stored is stable: a source counts what a welcome names as stored as

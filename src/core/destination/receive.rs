@@ -62,7 +62,7 @@ impl Destination {
             return Err(format!("the source wants to start over, but {} is stored here", self.stored));
         }
         self.superblock.clean = common;
-        self.superblock.whole = false;
+        (self.superblock.whole, self.promotable) = (false, false);
         (self.received, self.stored, self.acked) = (common, common, common.seq);
         (self.synced, self.verified, self.vouched) = (common.seq, common.seq, common.seq);
         self.boundaries.clear();

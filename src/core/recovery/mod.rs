@@ -51,6 +51,22 @@ pub struct Recovered {
     pub end: Mark,
 }
 
+impl Recovered {
+    /// Where the frames that come next may go, as half and position. A frame may lie there that a crash has torn: should
+    /// the next crash tear the one written over it, then the sectors that both have alike (zeros, mostly) could make the
+    /// old one whole again, though it was seen to be lost. So a start makes these blocks void before anything builds on
+    /// what it found.
+    pub fn loose_ends(&self, half_bytes: u64) -> impl Iterator<Item = (usize, u64)> + use<> {
+        let end = |frames: &[Found]| {
+            let last = frames.last()?;
+            Some((last.header.fill.half(), last.header.position + last.header.frame_bytes()))
+        };
+        let behind = end(&self.second).or_else(|| end(&self.first));
+        let next = self.second.is_empty().then_some((self.end.fill.next().half(), 0));
+        behind.into_iter().chain(next).filter(move |(_, position)| *position < half_bytes)
+    }
+}
+
 /// A frame that was found, and its records with their places.
 pub type Rescanned = (Found, Vec<(Record, Place)>);
 

@@ -289,6 +289,7 @@ impl Engine {
         };
         DestinationStatus {
             superblock: self.core.superblock().clone(),
+            promotable: self.core.promotable(),
             peer: self.peer_address(),
             reason: self.reason.clone(),
             held_record: self.core.stored().seq.0,

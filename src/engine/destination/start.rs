@@ -187,7 +187,7 @@ fn prepare(
     commands: crossbeam_channel::Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
 ) -> anyhow::Result<Engine> {
-    let Folder { path, state, superblock } = folder;
+    let Folder { path, state, mut superblock } = folder;
     super::receive::check_images(&superblock, &images).map_err(|reason| anyhow::anyhow!(reason))?;
     let half_bytes = superblock.half_bytes;
     let bytes = memory_bytes(half_bytes);
@@ -207,6 +207,14 @@ fn prepare(
     let halves = [0, 1].map(|half| unsafe { memory.bytes(half_place(half_bytes, half), half_bytes as usize) });
     let recovered = recovery::recover(&halves, superblock.source, superblock.clean, superblock.whole)
         .map_err(|damage| anyhow::anyhow!("journal files in {}: {damage}", path.display()))?;
+    // A crash may have come between the two copies; while one alone says that a half is clean, nothing in it may change.
+    for _copy in 0..2 {
+        superblock.generation += 1;
+        state.store_block(&superblock.encode(), superblock.copy_offset())?;
+    }
+    for (half, position) in recovered.loose_ends(half_bytes) {
+        files[half].store_block(&[0; BLOCK_BYTES], position)?;
+    }
     let (name, applied) = (superblock.name.clone(), superblock.clean);
     let core = Destination::recover(superblock, recovered, |found| {
         let (half, position) = (found.header.fill.half(), found.header.position);

@@ -132,6 +132,10 @@ fn prepare(
         superblock.generation += 1;
         journal.store_block(&superblock.encode(), superblock.copy_offset())?;
     }
+    // Only now: while one copy alone says that a half is clean, nothing in it may change.
+    for (half, position) in recovered.loose_ends(half_bytes) {
+        journal.store_block(&[0; BLOCK_BYTES], journal_offset(half_bytes, half, position))?;
+    }
 
     let place = |id: FrameId, position: u64| Place(id.fill.half() as u64 * half_bytes + position);
     let mut used = Vec::new();
