@@ -124,6 +124,10 @@ impl Disk {
         if told && stat.stx_dio_mem_align > self.block_bytes {
             self.block_bytes = stat.stx_dio_mem_align.min(BLOCK_BYTES as u32);
         }
+        if self.block_bytes as usize > BLOCK_BYTES {
+            let cause = format!("has blocks of {} bytes; at most {BLOCK_BYTES} are supported", self.block_bytes);
+            return Err(io::Error::new(io::ErrorKind::Unsupported, cause));
+        }
         Ok(())
     }
 
@@ -151,16 +155,13 @@ impl Disk {
             }
             return Ok(());
         }
-        let allocated = self.file.metadata().map_err(|error| self.error(&error))?;
-        if allocated.len() == bytes && allocated.blocks() * 512 >= bytes {
-            return Ok(());
-        }
         let full = |disk: &Disk, error: io::Error| match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => disk.error(&format!(
                 "no room for {bytes} bytes on this file system ({error}); free some, or make the journal smaller"
             )),
             _ => disk.error(&error),
         };
+        // Always all of it, and all the syncs: whether a making that was cut off came so far can't be seen.
         let allocated = nix::fcntl::fallocate(&*self.file, nix::fcntl::FallocateFlags::empty(), 0, bytes as i64);
         match allocated {
             Ok(()) | Err(nix::Error::EOPNOTSUPP) => {}

@@ -382,7 +382,9 @@ impl Pair {
 
     pub fn crash_mirror(&mut self, how: Crash, cx: &mut Context) {
         if let Some(core) = &self.mirror.core {
-            if self.promoted.is_none() && core.promotable() && self.model.complete(core.stored().digest) {
+            // What is acknowledged may still be on its way to the source.
+            let told = self.promoted.is_none() && self.link.to_source.is_empty();
+            if told && core.promotable() && self.model.complete(core.stored().digest) {
                 self.mirror_lost = false;
             }
             let fencing = core.superblock().epoch > self.identity.epoch;
@@ -461,7 +463,8 @@ impl Pair {
             Some(core) => {
                 let halves = core.halves().each_ref().map(|half| format!("{}:{}", half.fill, half.state.word()));
                 let (last, done, acked) = (core.last(), core.committed(), core.acked());
-                format!("last {last} committed {done} acked {acked} {} {}", halves[0], halves[1])
+                let how = self.source.shape.durability;
+                format!("{how:?} last {last} committed {done} acked {acked} {} {}", halves[0], halves[1])
             }
         };
         let mirror = match &self.mirror.core {

@@ -65,7 +65,10 @@ pub fn run(seeds: Range<u64>) -> Outcome {
                     outcome.events += life.events;
                     outcome.healing = outcome.healing.max(life.healing);
                 }
-                None => outcome.failures.push(seed),
+                None => {
+                    eprintln!("seed {seed} fails");
+                    outcome.failures.push(seed);
+                }
             }
             if outcome.failures.len() >= ENOUGH_FAILURES {
                 break;

@@ -146,7 +146,6 @@ impl SourceNode {
         model.check(recovered.end.digest, after == Crash::Power, "the source");
         cx.met.count_if(!model.complete(recovered.end.digest), Rare::SourceLostUnpromised);
         cx.met.count_if(superblock.fenced_by.0 > 0, Rare::FencedStartedAgain);
-        model.restart(recovered.end.digest);
         superblock.incarnation += 1;
         self.starting = Some((superblock, recovered));
         self.write_copy(Op::Start(0), cx);
@@ -160,7 +159,7 @@ impl SourceNode {
         self.io.write(op, SUPERBLOCKS, superblock.copy_offset() as usize / SECTOR, words, true);
     }
 
-    fn void_loose_ends(&mut self, cx: &Context) {
+    fn void_loose_ends(&mut self, model: &mut Model, cx: &Context) {
         let Some((superblock, recovered)) = &self.starting else { return };
         self.voids = 0;
         for (half, position) in recovered.loose_ends(superblock.half_bytes) {
@@ -168,12 +167,14 @@ impl SourceNode {
             self.voids += 1;
         }
         if self.voids == 0 {
-            self.started(cx);
+            self.started(model, cx);
         }
     }
 
-    fn started(&mut self, cx: &Context) {
+    fn started(&mut self, model: &mut Model, cx: &Context) {
         let Some((superblock, recovered)) = self.starting.take() else { return };
+        // Only now can anybody have seen what it found.
+        model.restart(recovered.end.digest);
         self.arena = Arena::default();
         let (arena, disks, vault) = (&mut self.arena, &self.io.disks, &cx.vault);
         let half_bytes = superblock.half_bytes;
@@ -215,11 +216,11 @@ impl SourceNode {
         }
         match op {
             Op::Start(0) => self.write_copy(Op::Start(1), cx),
-            Op::Start(_) => self.void_loose_ends(cx),
+            Op::Start(_) => self.void_loose_ends(model, cx),
             Op::Void => {
                 self.voids -= 1;
                 if self.voids == 0 {
-                    self.started(cx);
+                    self.started(model, cx);
                 }
             }
             _ => return self.complete(op, ended, model, cx),

@@ -229,6 +229,9 @@ impl Destination {
         {
             self.handed -= done.frames;
             for pending in self.pending.drain(..done.frames) {
+                // Acknowledging a stable frame acknowledges all before it, in the other file as well: those of a source
+                // that ran with another durability may not be stable yet.
+                let behind = pending.flags & FLAG_STABLE != 0 && self.halves.iter().any(|half| half.volatile);
                 let half = &mut self.halves[pending.mark.fill.half()];
                 pending.records.iter().for_each(|(record, place)| half.index.insert(record, *place));
                 if sings(Bug::ApplyOutOfOrder) {
@@ -238,7 +241,7 @@ impl Destination {
                 half.stored = pending.end;
                 half.last = pending.mark;
                 half.volatile |= !done.op.stable || pending.flags & FLAG_SYNC != 0;
-                if pending.flags & FLAG_SYNC != 0 {
+                if pending.flags & FLAG_SYNC != 0 || behind {
                     self.unsynced.push_back((self.stored.seq.next(), pending.mark.seq));
                 }
                 self.stored = pending.mark;
@@ -257,6 +260,9 @@ impl Destination {
             self.unsynced.retain(|(_, last)| *last > seq);
             for half in self.halves.iter_mut().filter(|half| half.last.seq <= seq) {
                 half.volatile = false;
+            }
+            if !self.halves.iter().any(|half| half.volatile) {
+                self.unsynced.clear();
             }
             self.acknowledge(effects);
         }

@@ -84,6 +84,29 @@ fn a_frame_left_over_behind_a_torn_one_stays_dead() {
     assert_eq!(journal.recover().unwrap().end, journal.end);
 }
 
+/// A frame whose header block was torn; then another one is written over it, and torn as well, in such a way that its
+/// zeros make the first one's header whole.
+#[test]
+fn a_torn_frame_is_not_made_whole_by_the_next_one_over_it() {
+    for fill in [5, 6] {
+        let mut journal = Journal::new();
+        journal.frame(5, 1, 10, 1);
+        let (half, at) = ((fill % 2) as usize, if fill == 5 { journal.at[1] } else { 0 });
+        let zeros = at + BLOCK_BYTES / 2..at + BLOCK_BYTES;
+        journal.frame(fill, 1, 10, 2);
+        journal.halves[half][zeros.clone()].fill(0xee);
+        let found = journal.recover().unwrap();
+        assert_eq!((found.first.len(), found.second.len()), (1, 0));
+        let void: Vec<(usize, u64)> = found.loose_ends(HALF as u64).collect();
+        assert_eq!(void, [(1, 2 * BLOCK_BYTES as u64), (0, 0)]);
+        for (half, position) in void {
+            journal.halves[half][position as usize..][..BLOCK_BYTES].fill(0);
+        }
+        journal.halves[half][zeros].fill(0);
+        assert_eq!(journal.recover().unwrap(), found, "fill {fill}");
+    }
+}
+
 /// Frames of the next fill were written while the last one of this fill wasn't yet.
 #[test]
 fn a_fill_behind_a_torn_tail_is_dropped() {

@@ -4,9 +4,9 @@
 //! that says so is durable: recovery starts at the superblock's mark, so what it calls clean may be overwritten and
 //! what it doesn't must be there.
 
-use super::super::Place;
 use super::super::flush::{FlushOp, Step};
 use super::super::half::State;
+use super::super::{Durability, Place};
 use super::{Effect, Source};
 use crate::canary::{Bug, sings};
 use crate::format::frame::padded;
@@ -56,7 +56,8 @@ impl Source {
     pub(super) fn advance_halves(&mut self, effects: &mut Vec<Effect>) {
         for fill in [Fill(self.open.0.wrapping_sub(2)), Fill(self.open.0 - 1)] {
             let (durable, committed) = (self.superblock.clean.fill.next() == fill, self.committed);
-            let stable = self.flush_is_free() || self.synced >= self.halves[fill.half()].last.seq;
+            let stable =
+                self.shape.durability == Durability::Always || self.synced >= self.halves[fill.half()].last.seq;
             let half = &mut self.halves[fill.half()];
             if half.fill != fill {
                 continue;

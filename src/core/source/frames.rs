@@ -29,6 +29,8 @@ pub(super) struct Flight {
     pub last: Seq,
     pub written: bool,
     pub sync: bool,
+    /// Whether it is on stable storage where it is stored and acknowledged, as is all before it.
+    pub stable: bool,
     /// Whether reads see it already (it was recovered).
     pub indexed: bool,
 }
@@ -144,7 +146,8 @@ impl Source {
                 copier.handle_sequenced(entry.record.volume, entry.record.offset, entry.record.end(), seq);
             }
         }
-        self.flights.push_back(Flight { id, first, last, written: false, sync, indexed: false });
+        let stable = sync || self.shape.durability == Durability::Always;
+        self.flights.push_back(Flight { id, first, last, written: false, sync, stable, indexed: false });
         self.unwritten += 1;
         effects.push(Effect::WriteFrame(id));
     }
@@ -231,7 +234,7 @@ impl Source {
                 break;
             }
             let (id, indexed, last) = (flight.id, flight.indexed, flight.last);
-            if self.shape.durability == Durability::Always || flight.sync {
+            if flight.stable {
                 self.stable = last;
             }
             self.flights.pop_front();
@@ -288,7 +291,12 @@ impl Source {
             });
             half.end = frame.header.position + bytes;
             let last = frame.mark.seq;
-            self.flights.push_back(Flight { id, first, last, written: true, sync: false, indexed: true });
+            // The destination gets it as it is: with another durability's word.
+            let stable = frame.header.flags & FLAG_STABLE != 0;
+            if !stable {
+                self.volatile_until = last;
+            }
+            self.flights.push_back(Flight { id, first, last, written: true, sync: false, stable, indexed: true });
         }
         half.last = found.last().map_or(half.last, |frame| frame.mark);
         half.copied = self.superblock.volumes.iter().map(|volume| volume.copied_bytes).collect();

@@ -100,6 +100,8 @@ pub struct Source {
     /// Up to here everything is known to be on stable storage on both sides.
     stable: Seq,
     synced: Seq,
+    /// Up to here frames were recovered that the destination may hold without having made them stable.
+    volatile_until: Seq,
     syncing: Option<Seq>,
     link: Link,
     acked: Seq,
@@ -142,6 +144,7 @@ impl Source {
             committed: clean.seq,
             stable: clean.seq,
             synced: clean.seq,
+            volatile_until: clean.seq,
             syncing: None,
             link: Link::Down,
             acked: clean.seq,
@@ -182,10 +185,10 @@ impl Source {
         self.queue.push_back(entry);
     }
 
-    /// A client wants everything that was answered so far to be stable. Returns whether it is already: always so
-    /// with [`Durability::Always`]; otherwise a flush record must be handed in.
+    /// A client wants everything that was answered so far to be stable. Returns whether it is already: so with
+    /// [`Durability::Always`], unless a run before had another one; otherwise a flush record must be handed in.
     pub fn flush_is_free(&self) -> bool {
-        self.shape.durability == Durability::Always
+        self.shape.durability == Durability::Always && self.stable >= self.volatile_until
     }
 
     /// Finds where the newest committed bytes of a range are.

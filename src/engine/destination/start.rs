@@ -68,9 +68,15 @@ impl Folder {
         let anew = "give --init to begin anew: when the source connects, everything is copied again, over the images. \
                     Don't, if they were promoted";
         let refusal = match (found.decide().action, read.newest) {
-            (Action::Receive | Action::Serve, Some(superblock)) => {
+            (Action::Receive | Action::Serve, Some(mut superblock)) => {
                 if !trouble.is_empty() {
                     tracing::warn!("state {}: {trouble}; the other copy counts", file.display());
+                }
+                // A crash may have come between the two copies: while one alone says that a half is clean, nothing in that
+                // half may change, and one alone may not know of a promote.
+                for _copy in 0..2 {
+                    superblock.generation += 1;
+                    state.store_block(&superblock.encode(), superblock.copy_offset())?;
                 }
                 return Ok(Some(Folder { path: path.to_owned(), state, superblock }));
             }
@@ -116,9 +122,9 @@ impl Folder {
         let mut promoted = Disk::open_or_create("journal", &Folder::promoted_journal(path))?;
         promoted.preallocate(JOURNAL_DATA_OFFSET + 2 * hello.half_bytes)?;
         promoted.store_block(&claim, 0)?;
-        let superblock = Superblock {
+        let first = Superblock {
             role: Role::Destination,
-            generation: 2,
+            generation: 1,
             source: hello.source,
             name: hello.name.clone(),
             half_bytes: hello.half_bytes,
@@ -130,9 +136,11 @@ impl Folder {
             promoted: false,
             volumes: hello.volumes.iter().map(|volume| Volume { copied_bytes: 0, ..volume.clone() }).collect(),
         };
-        // Both copies, the one over the claim last.
-        state.store_block(&superblock.encode(), BLOCK_BYTES as u64)?;
-        state.store_block(&superblock.encode(), 0)?;
+        // Both copies, the one over the claim last and as the newer one: should it be torn, it is the next to be written.
+        let superblock = Superblock { generation: 2, ..first.clone() };
+        for version in [&first, &superblock] {
+            state.store_block(&version.encode(), version.copy_offset())?;
+        }
         Ok(Folder { path: path.to_owned(), state, superblock })
     }
 
@@ -187,7 +195,7 @@ fn prepare(
     commands: crossbeam_channel::Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
 ) -> anyhow::Result<Engine> {
-    let Folder { path, state, mut superblock } = folder;
+    let Folder { path, state, superblock } = folder;
     super::receive::check_images(&superblock, &images).map_err(|reason| anyhow::anyhow!(reason))?;
     let half_bytes = superblock.half_bytes;
     let bytes = memory_bytes(half_bytes);
@@ -207,11 +215,6 @@ fn prepare(
     let halves = [0, 1].map(|half| unsafe { memory.bytes(half_place(half_bytes, half), half_bytes as usize) });
     let recovered = recovery::recover(&halves, superblock.source, superblock.clean, superblock.whole)
         .map_err(|damage| anyhow::anyhow!("journal files in {}: {damage}", path.display()))?;
-    // A crash may have come between the two copies; while one alone says that a half is clean, nothing in it may change.
-    for _copy in 0..2 {
-        superblock.generation += 1;
-        state.store_block(&superblock.encode(), superblock.copy_offset())?;
-    }
     for (half, position) in recovered.loose_ends(half_bytes) {
         files[half].store_block(&[0; BLOCK_BYTES], position)?;
     }

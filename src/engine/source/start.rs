@@ -258,9 +258,9 @@ fn make_journal(plan: &Plan, mut journal: Disk) -> anyhow::Result<(Disk, Superbl
     journal.store_block(&claim, 0)?;
     journal.preallocate(JOURNAL_DATA_OFFSET + plan.journal_bytes)?;
     journal.store_block(&claim, 0)?;
-    let superblock = Superblock {
+    let first = Superblock {
         role: Role::Source,
-        generation: 2,
+        generation: 1,
         source: random_id().context("no random identity for the source")?,
         name: plan.name.clone(),
         half_bytes,
@@ -272,9 +272,11 @@ fn make_journal(plan: &Plan, mut journal: Disk) -> anyhow::Result<(Disk, Superbl
         promoted: false,
         volumes: plan.volumes.iter().map(facts).collect(),
     };
-    // Both copies, the one over the claim last.
-    journal.store_block(&superblock.encode(), BLOCK_BYTES as u64)?;
-    journal.store_block(&superblock.encode(), 0)?;
+    // Both copies, the one over the claim last and as the newer one: should it be torn, it is the next to be written.
+    let superblock = Superblock { generation: 2, ..first.clone() };
+    for version in [&first, &superblock] {
+        journal.store_block(&version.encode(), version.copy_offset())?;
+    }
     Ok((journal, superblock))
 }
 
