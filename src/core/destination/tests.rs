@@ -511,3 +511,21 @@ fn who_is_refused_and_who_is_fenced() {
     assert!(verdict == Verdict::Refused && reason.contains("promoted in epoch 2"), "{reason}");
     assert_eq!(said(&rig, &newer).0, Verdict::Refused);
 }
+
+#[test]
+fn a_stable_frame_is_not_acknowledged_over_one_that_is_not() {
+    // A source that ran with durability `flush` starts again with `always`: the frames in its journal, made before,
+    // don't ask for stable storage, the new ones do. An answer under `always` promises all before it.
+    let mut rig = Rig::new();
+    rig.flags = 0;
+    rig.stored(1);
+    assert_eq!(rig.reports(), [Report::Stored(Seq(1))]);
+    rig.flags = FLAG_STABLE;
+    rig.stored(2);
+    // The file sync of fill 1 is asked for by its sync signal, and isn't complete.
+    rig.core.handle_turn(&mut rig.effects);
+    assert!(rig.effects.iter().any(|effect| matches!(effect, Effect::SyncFile(1))));
+    assert_eq!(rig.reports(), [], "record 1 may still be lost by a power cut");
+    rig.core.handle_file_synced(&mut rig.effects);
+    assert_eq!(rig.reports(), [Report::Stored(Seq(2))]);
+}

@@ -219,3 +219,21 @@ fn numbers_that_nobody_counted_up_to_are_refused() {
     let last = Superblock { generation: most - 1, clean: mark(most - 1, most - 1), ..version(2) };
     assert_eq!(Superblock::decode(Role::Source, &last.encode()), Ok(last));
 }
+
+/// A crash tears the last step of a making; the next start's first version must spare the copy that is whole.
+#[test]
+fn the_version_after_a_torn_making_goes_over_the_torn_copy() {
+    let (claim, first) = (encode_claim("alpha"), version(2));
+    let mut tried = 0;
+    for which in 0..1 << SECTORS {
+        let copies = [torn(&claim, &first.encode(), which), *first.encode()];
+        if claimed_by(&copies[0]).is_some() || copies[0] == copies[1] {
+            continue;
+        }
+        let found = newest(&copies).unwrap();
+        let next = Superblock { generation: found.generation + 1, ..found.clone() };
+        assert!(copies[1 - slot(&next)] == *found.encode(), "{which:08b}: the only whole copy is written over");
+        tried += 1;
+    }
+    assert!(tried > 100, "{tried}");
+}
