@@ -19,6 +19,13 @@ use nbd_mirror::limits::BLOCK_BYTES;
 /// What if the destination crashed now, and were promoted? It must come to an image that is a prefix of the order with
 /// everything that was answered.
 pub fn promote(mirror: &DestinationNode, how: Crash, lost: bool, model: &mut Model, cx: &mut Context) {
+    // What a copy meets counts for nothing.
+    let met = cx.met.clone();
+    promote_copy(mirror, how, lost, model, cx);
+    cx.met = met;
+}
+
+fn promote_copy(mirror: &DestinationNode, how: Crash, lost: bool, model: &mut Model, cx: &mut Context) {
     let core = mirror.core.as_ref().expect("a mirror that is up");
     let lost = lost && !(core.promotable() && model.complete(core.stored().digest));
     let mut ghost = mirror.ghost();
@@ -128,7 +135,8 @@ fn rot_superblock(role: Role, mut disks: Vec<Disk>, pair: &Pair, cx: &mut Contex
     let (after, _) = after.expect("one rotten copy of two makes both useless");
     let shelf = Shelf { halves: [disks[0].words(), disks[1].words()], vault: &cx.vault };
     if pair.promoted.is_some() && role == Role::Destination {
-        assert!(after.epoch > pair.epoch(), "one rotten copy makes the destination forget that it was promoted");
+        let knows = after.epoch > pair.epoch() && after.promoted;
+        assert!(knows, "one rotten copy makes the destination forget that it was promoted");
     }
     let right = recovery::recover(&shelf, before.source, before.clean, role == Role::Source || before.whole);
     let found = recovery::recover(&shelf, after.source, after.clean, role == Role::Source || after.whole);

@@ -214,10 +214,6 @@ impl Model {
         word == then || covering.any(|part| at(part) == word)
     }
 
-    pub fn frames(&self) -> usize {
-        self.frames.len()
-    }
-
     /// The end of the source's branch.
     pub fn end(&self) -> Digest {
         self.chain.last().map_or(self.origin, |number| self.frames[*number as usize].digest)

@@ -360,10 +360,11 @@ impl Pair {
     }
 
     fn crash_source(&mut self, how: Crash, cx: &mut Context) {
-        self.source.crash(how, cx);
-        if how == Crash::Power {
+        // What a start that was cut off has found, nobody has seen.
+        if self.source.core.is_some() || how == Crash::Power {
             self.source_down = how;
         }
+        self.source.crash(how, cx);
         self.link.source_died(&mut cx.rng);
     }
 
@@ -377,7 +378,6 @@ impl Pair {
             cx.met.count(Rare::SourceChangedDurability);
         }
         self.source.start(self.source_down, &mut self.model, cx);
-        self.source_down = Crash::Kill;
     }
 
     pub fn crash_mirror(&mut self, how: Crash, cx: &mut Context) {
@@ -398,10 +398,10 @@ impl Pair {
         self.mirror.crash(how, cx);
         self.link.destination_died(&mut cx.rng);
         if let Some((node, _)) = &mut self.promoted {
-            node.crash(how, cx);
-            if how == Crash::Power {
+            if node.core.is_some() || how == Crash::Power {
                 self.promoted_down = how;
             }
+            node.crash(how, cx);
         }
     }
 
@@ -410,7 +410,6 @@ impl Pair {
         if let Some((node, model)) = self.promoted.as_mut().filter(|(node, _)| node.down()) {
             cx.met.count(Rare::PromotedStartedAgain);
             node.start(self.promoted_down, model, cx);
-            self.promoted_down = Crash::Kill;
         }
         self.mirror.turn(&mut self.link, cx);
         self.look_for_promoted(cx);
