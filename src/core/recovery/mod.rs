@@ -49,13 +49,18 @@ pub struct Recovered {
     pub second: Vec<Found>,
     /// The boundary after the last frame.
     pub end: Mark,
+    /// Headers that are whole but don't count, by half and position: they stand behind a break.
+    pub stale: Vec<(usize, u64)>,
 }
 
 impl Recovered {
-    /// Where the frames that come next may go, as half and position. A frame may lie there that a crash has torn: should
-    /// the next crash tear the one written over it, then the sectors that both have alike (zeros, mostly) could make the
-    /// old one whole again, though it was seen to be lost. So a start makes these blocks void before anything builds on
-    /// what it found.
+    /// What a start makes void before anything builds on what it found, as half and position, so that no frame that was
+    /// seen to be lost comes back.
+    ///
+    /// - Where the frames that come next may go. A frame may lie there that a crash has torn: should the next crash tear
+    ///   the one written over it, then the sectors that both have alike (zeros, mostly) could make the old one whole.
+    /// - Whole frames behind a break. At a destination the very frame that is missing between may be sent again, and then
+    ///   they would follow it, though its source has long gone on to another fill.
     pub fn loose_ends(&self, half_bytes: u64) -> impl Iterator<Item = (usize, u64)> + use<> {
         let end = |frames: &[Found]| {
             let last = frames.last()?;
@@ -63,7 +68,8 @@ impl Recovered {
         };
         let behind = end(&self.second).or_else(|| end(&self.first));
         let next = self.second.is_empty().then_some((self.end.fill.next().half(), 0));
-        behind.into_iter().chain(next).filter(move |(_, position)| *position < half_bytes)
+        let next = behind.into_iter().chain(next).filter(move |(_, position)| *position < half_bytes);
+        next.chain(self.stale.clone())
     }
 }
 
@@ -199,7 +205,15 @@ pub fn recover(halves: &impl Halves, source: Id, clean: Mark, vouched: bool) -> 
     };
     let (fill, position, reason) = broken;
     match decision.decide().action {
-        chain::Action::Nothing | chain::Action::Adopt => Ok(found),
+        chain::Action::Nothing | chain::Action::Adopt => {
+            let counted = |header: &Header| {
+                let frames = if header.fill == first { &found.first } else { &found.second };
+                frames.last().is_some_and(|last| header.position <= last.header.position)
+            };
+            let stale = known.iter().filter(|header| !counted(header));
+            found.stale = stale.map(|header| (header.fill.half(), header.position)).collect();
+            Ok(found)
+        }
         chain::Action::LostRecords => Err(Damage { fill, position, reason, committed, held: found.end.seq }),
         chain::Action::LostSuperblock => {
             let last = later.iter().map(|header| header.fill).max().unwrap_or_default();

@@ -84,6 +84,26 @@ fn a_frame_left_over_behind_a_torn_one_stays_dead() {
     assert_eq!(journal.recover().unwrap().end, journal.end);
 }
 
+/// A frame was torn, the one behind it wasn't; then the torn one is sent again, as it was. What was behind it doesn't
+/// follow it any more: the source has lost it, and has gone on in the next fill.
+#[test]
+fn what_stood_behind_a_torn_frame_does_not_follow_it_when_it_comes_again() {
+    let mut journal = Journal::new();
+    journal.frame(5, 1, 10, 1);
+    let at = journal.at[1];
+    journal.frame(5, 1, 10, 2);
+    let (again, end) = (journal.halves[1][at..at + 2 * BLOCK_BYTES].to_vec(), journal.end);
+    journal.frame(5, 1, 10, 3);
+    journal.halves[1][at] ^= 1;
+    let found = journal.recover().unwrap();
+    assert_eq!((found.first.len(), &found.stale[..]), (1, &[(1, (at + 2 * BLOCK_BYTES) as u64)][..]));
+    for (half, position) in found.loose_ends(HALF as u64) {
+        journal.halves[half][position as usize..][..BLOCK_BYTES].fill(0);
+    }
+    journal.halves[1][at..at + 2 * BLOCK_BYTES].copy_from_slice(&again);
+    assert_eq!(journal.recover().unwrap().end, end);
+}
+
 /// A frame whose header block was torn; then another one is written over it, and torn as well, in such a way that its
 /// zeros make the first one's header whole.
 #[test]
@@ -104,6 +124,7 @@ fn a_torn_frame_is_not_made_whole_by_the_next_one_over_it() {
         }
         journal.halves[half][zeros].fill(0);
         assert_eq!(journal.recover().unwrap(), found, "fill {fill}");
+        assert!(found.stale.is_empty());
     }
 }
 
