@@ -196,9 +196,11 @@ impl Model {
         self.durable = self.durable.min(height);
     }
 
-    /// From now on nothing may be answered that this boundary doesn't hold.
-    pub fn fence(&mut self, end: Digest) {
-        self.fence = Some(self.fork(end).0);
+    /// From now on nothing may be answered that this boundary doesn't hold; with one exception. `lost`: a power cut took
+    /// what the destination had acknowledged without a promise that it survives one; that may be answered still.
+    pub fn fence(&mut self, end: Digest, lost: bool) {
+        let acknowledged = if lost { self.chain.len() } else { 0 };
+        self.fence = Some(self.fork(end).0.max(acknowledged));
     }
 
     /// The moment at which a read begins.

@@ -435,7 +435,7 @@ impl Pair {
         }
         let epoch = core.superblock().epoch;
         crate::ghost::check_promoted(&self.mirror, mark, self.mirror_lost, &mut self.model, cx);
-        self.model.fence(mark.digest);
+        self.model.fence(mark.digest, self.mirror_lost);
         let images: Volumes = self.mirror.io.disks[VOLUMES..].iter().map(|disk| disk.words().to_vec()).collect();
         let superblock = Superblock { source: Id([200; 16]), epoch, ..self.identity.clone() };
         let shape = Shape { mirrored: false, ..self.source.shape.clone() };
