@@ -1,8 +1,8 @@
 //! Known bugs that the simulator must find, each behind a switch that exists in its own builds only.
 //!
 //! A simulator that finds nothing may be right, or blind. So the core is broken on purpose, one bug at a time, and a
-//! test demands that the simulator notices. Without the feature `canary` they are off at compile time, and
-//! nothing of this is in the program.
+//! test demands that the simulator notices. Without the feature `canary` they are off at compile time, and nothing of
+//! this is in the program.
 
 /// A known bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
