@@ -4,7 +4,7 @@ use crate::runner::survive;
 use nbd_mirror::canary::{Bug, switch};
 
 /// Seeds within which each bug must be found.
-const SEEDS: u64 = 3000;
+const SEEDS: u64 = 20_000;
 
 #[test]
 fn each_known_bug_is_found() {
