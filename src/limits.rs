@@ -40,10 +40,22 @@ pub const MAX_CLIENTS: usize = 256;
 pub const CLIENT_BUFFER_BYTES: usize = 64 << 10;
 /// Requests under way over all connections of one engine.
 pub const MAX_REQUESTS: usize = 16384;
-/// Window of the first sync, in bytes.
+/// Window of a resync or a verify, in bytes.
 pub const COPY_WINDOW_BYTES: u64 = 1 << 20;
-/// Windows of the first sync under way at once.
-pub const MAX_COPY_WINDOWS: usize = 4;
+/// Windows of a resync or a verify under way at once.
+pub const MAX_COPY_WINDOWS: usize = 8;
+/// Bytes of a volume that one bit of the dirty bitmap stands for, where the configuration doesn't say.
+pub const GRAIN_BYTES: u32 = 64 << 10;
+/// Largest grain of the dirty bitmap, in bytes.
+pub const MAX_GRAIN_BYTES: u32 = COPY_WINDOW_BYTES as u32;
+/// Boundaries beyond its journal that a source remembers.
+pub const MAX_KNOWN_MARKS: usize = 40;
+/// Bytes for which one checksum is exchanged before a resync sends them.
+pub const SUM_GRAIN_BYTES: u64 = BLOCK_BYTES as u64;
+/// Checksums of one window.
+pub const MAX_SUMS: usize = (COPY_WINDOW_BYTES / SUM_GRAIN_BYTES) as usize;
+/// Memory through which a destination's staging log goes to the images, in bytes.
+pub const DRAIN_BYTES: u64 = 16 << 20;
 /// One device write of a flush or an apply, in bytes.
 pub const MAX_FLUSH_BYTES: u64 = 1 << 20;
 /// Pieces of memory that one device write may gather.
@@ -59,5 +71,8 @@ const _: () = {
     assert!(MAX_FRAMES_IN_FLIGHT < MAX_BOUNDARIES);
     // Whole requests wait for memory; so the largest must fit beside another.
     assert!(READ_MEMORY_BYTES >= 2 * MAX_REQUEST_BYTES);
+    assert!(MAX_GRAIN_BYTES as u64 <= COPY_WINDOW_BYTES && GRAIN_BYTES <= MAX_GRAIN_BYTES);
+    // A segment of the staging log holds a frame at least.
+    assert!(DRAIN_BYTES >= 2 * MAX_FRAME_BYTES as u64);
     assert!(MAX_WAITING_BYTES + MAX_CLIENTS * CHUNK_BYTES + 8 * MAX_FRAME_PAYLOAD_BYTES <= RECEIVE_MEMORY_BYTES);
 };

@@ -7,6 +7,7 @@ use super::link::{self, Reason};
 use super::signals::Signals;
 use super::{listen, metrics, notify, status};
 use crate::core::Durability;
+use crate::core::policy::{self, Policy};
 use crate::engine::command::{Commands, LinkState, SourceCommand, SourceStatus};
 use crate::engine::disk::Disk;
 use crate::engine::source::{self as engine, Plan, Volume};
@@ -42,6 +43,15 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
             Configured::Flush => Durability::Flush,
         },
         mirrored: config.destination.is_some(),
+        policy: Policy {
+            on_disconnect: match config.on_disconnect {
+                OnDisconnect::Continue => policy::OnDisconnect::Continue,
+                OnDisconnect::Stall => policy::OnDisconnect::Stall,
+                OnDisconnect::Fail => policy::OnDisconnect::Fail,
+            },
+            timeout: config.timeout,
+        },
+        grain_bytes: crate::limits::GRAIN_BYTES,
         max_age: config.journal.max_age,
         journal: config.journal.path.clone(),
         journal_bytes: config.journal.size_bytes,
@@ -157,16 +167,9 @@ impl Daemon {
             .volumes
             .iter()
             .zip(&self.config.volumes)
-            .enumerate()
-            .map(|(index, (volume, config))| {
-                let copied = match &status.copied {
-                    Some(copied) => copied.get(index).copied().unwrap_or_default(),
-                    None if superblock.whole || connected => volume.size_bytes,
-                    None => volume.copied_bytes,
-                };
+            .map(|(volume, config)| {
                 json!({
                     "name": volume.name, "device": config.device, "size_bytes": volume.size_bytes,
-                    "copied_bytes": copied, "copy_total_bytes": volume.size_bytes,
                 })
             })
             .collect();

@@ -9,6 +9,7 @@ pub mod destination;
 pub mod flush;
 pub mod half;
 pub mod index;
+pub mod policy;
 pub mod recovery;
 pub mod source;
 

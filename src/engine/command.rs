@@ -3,14 +3,16 @@
 //! Commands go in over a bounded channel and an eventfd; answers come back over tokio's oneshot and watch, whose
 //! senders never block.
 
+use crate::core::policy::{Mode, OnDisconnect, Policy};
 use crate::format::ids::{Epoch, Mark};
 use crate::format::nbd::Negotiated;
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{Phase, Superblock};
 use crate::format::wire::Welcome;
 use crossbeam_channel::Sender;
 use nix::sys::eventfd::EventFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Commands that may wait for an engine.
@@ -27,10 +29,72 @@ pub enum SourceCommand {
     Peer(OwnedFd, Box<Welcome>),
     /// Switch halves, and answer when all is applied.
     Sync(oneshot::Sender<Mark>),
+    /// Change a setting of the running source; answered when it holds.
+    Set(Setting, oneshot::Sender<()>),
+    /// Compare volumes and images; answered at the end, or with the reason why not.
+    Verify {
+        /// Whether what differs is sent again at once.
+        repair: bool,
+        /// Whom to answer.
+        done: oneshot::Sender<Result<Verified, String>>,
+    },
     /// How things stand.
     Status(oneshot::Sender<SourceStatus>),
     /// Close everything and end.
     Stop,
+}
+
+/// A setting that can be changed while a source runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// What becomes of writes while the destination is away. `Continue` also releases a source that waits for a
+    /// destination that it hasn't met since its start.
+    OnDisconnect(OnDisconnect),
+    /// How long the destination may be away.
+    Timeout(Duration),
+}
+
+/// What a verify has found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Bytes compared.
+    pub compared_bytes: u64,
+    /// Bytes that differ, in whole blocks.
+    pub differing_bytes: u64,
+    /// Bytes of those that were sent again.
+    pub repaired_bytes: u64,
+    /// The first ranges that differ, as volume, offset and length in bytes.
+    pub ranges: Vec<(u16, u64, u64)>,
+    /// When it ended, in seconds since 1970.
+    pub ended_unix_s: u64,
+}
+
+/// How far a resync or a verify has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes to be looked at in all.
+    pub total_bytes: u64,
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes of those that had to be sent.
+    pub sent_bytes: u64,
+    /// How many bytes are done a second, over the last seconds.
+    pub bytes_per_s: u64,
+    /// When it began, in seconds since 1970.
+    pub began_unix_s: u64,
+}
+
+/// What a source knows of the destination that it is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Where complete fills went when it was met.
+    pub phase: Phase,
+    /// Whether a promote there gives a consistent image.
+    pub promotable: bool,
+    /// The last record of that image, where it is an earlier state than the one of its last frame.
+    pub base_record: u64,
+    /// How long ago it was heard, in milliseconds.
+    pub heard_ms_ago: u64,
 }
 
 /// To a destination's engine of one source.
@@ -153,8 +217,28 @@ pub struct SourceStatus {
     pub requests: usize,
     /// Records that wait for room in the journal.
     pub waiting: usize,
-    /// First-sync cursors while one goes on.
-    pub copied: Option<Vec<u64>>,
+    /// How it stands towards its destination.
+    pub mode: Mode,
+    /// Since when, in milliseconds since 1970.
+    pub mode_since_unix_ms: u64,
+    /// The policy that holds now.
+    pub policy: Policy,
+    /// Whether it waits at its start, as it doesn't know whether the destination was promoted since it last ran.
+    pub held_back: bool,
+    /// Whether what the destination holds is a whole copy as of its last frame, as far as is known here.
+    pub whole: bool,
+    /// Since when the image that a promote would give lacks answered writes, in seconds since 1970.
+    pub lacking_since_unix_s: Option<u64>,
+    /// Bytes of volumes that changed and that the destination doesn't hold: a bound from above.
+    pub lacking_bytes: u64,
+    /// The destination, while there is a connection.
+    pub peer: Option<PeerStatus>,
+    /// The resync, while one goes on.
+    pub resync: Option<Progress>,
+    /// The verify, while one goes on.
+    pub verify: Option<Progress>,
+    /// The last verify.
+    pub verified: Option<Verified>,
     /// Counters.
     pub counters: Counters,
 }
@@ -166,6 +250,22 @@ pub struct DestinationStatus {
     pub superblock: Superblock,
     /// Whether a promote would give a consistent image.
     pub promotable: bool,
+    /// The last record of that image, where it is an earlier state than what is held: during a resync.
+    pub base_record: Option<u64>,
+    /// Where complete fills go.
+    pub phase: Phase,
+    /// Bytes in the staging log that aren't on the images.
+    pub staged_bytes: u64,
+    /// Bytes that the staging log may hold.
+    pub staging_limit_bytes: u64,
+    /// Why the staging log takes no more.
+    pub staging_trouble: Option<String>,
+    /// When the source was heard last, in seconds since 1970.
+    pub heard_unix_s: Option<u64>,
+    /// The last record that the source said it had answered.
+    pub answered_record: u64,
+    /// Whether the source said, when it was heard last, that it answers writes alone.
+    pub source_alone: bool,
     /// The connected source's address.
     pub peer: Option<String>,
     /// Why the last connection ended.

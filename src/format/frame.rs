@@ -108,7 +108,8 @@ struct RawHeader {
     previous: U64,
     payload_bytes: U32,
     count: U16,
-    reserved: [u8; 34],
+    reserved: [u8; 26],
+    stable_here: U64,
 }
 
 const FIXED: usize = size_of::<RawHeader>();
@@ -134,6 +135,9 @@ pub struct Header {
     /// The last record known to be on stable storage on both sides when this frame was made. If it can't be read any
     /// more the journal is damaged, and not merely torn by a crash.
     pub committed: Seq,
+    /// The last record known to be on stable storage in the source's own journal when this frame was made, and so perhaps
+    /// answered: while a source runs alone that is more than `committed`. Only the source's own recovery counts on it.
+    pub stable_here: Seq,
     /// The digest after the frame before.
     pub previous: Digest,
     /// Bytes of payload with padding.
@@ -184,7 +188,8 @@ impl Header {
             previous: self.previous.0.into(),
             payload_bytes: (payload as u32).into(),
             count: (count as u16).into(),
-            reserved: [0; 34],
+            reserved: [0; 26],
+            stable_here: self.stable_here.0.into(),
         };
         block[..FIXED].copy_from_slice(raw.as_bytes());
         block::seal(block, MAGIC, self.flags);
@@ -204,6 +209,7 @@ impl Header {
             position: raw.position.get(),
             first: Seq(raw.first.get()),
             committed: Seq(raw.committed.get()),
+            stable_here: Seq(raw.stable_here.get()),
             previous: Digest(raw.previous.get()),
             payload_bytes: raw.payload_bytes.get(),
             count: raw.count.get(),
@@ -214,7 +220,8 @@ impl Header {
         if header.first.0 == 0 {
             return Err(BlockError::Field("sequence number"));
         }
-        block::countable([header.epoch.0, header.incarnation, header.fill.0, header.first.0, header.committed.0])?;
+        let numbers = [header.epoch.0, header.incarnation, header.fill.0, header.first.0];
+        block::countable(numbers.into_iter().chain([header.committed.0, header.stable_here.0]))?;
         if header.position > crate::limits::MAX_HALF_BYTES {
             return Err(BlockError::Field("position"));
         }
@@ -311,6 +318,7 @@ mod tests {
             position: 8192,
             first: Seq(5),
             committed: Seq(4),
+            stable_here: Seq(4),
             previous: Digest(6),
             payload_bytes: 8192,
             count: 3,
@@ -371,7 +379,7 @@ mod tests {
     fn golden_bytes() {
         let mut block = [0; BLOCK_BYTES];
         let digest = header().encode(records(&[1; 8192]).iter(), &mut block);
-        assert_eq!(&block[..12], b"NBDMFRAM\x01\x00\x01\x00");
+        assert_eq!(&block[..12], b"NBDMFRAM\x02\x00\x01\x00");
         assert_eq!(&block[16..32], &[7; 16]);
         assert_eq!(block[32], 2);
         assert_eq!(block[48], 4);

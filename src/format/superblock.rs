@@ -10,7 +10,9 @@
 use super::block::{self, Block, BlockError};
 use super::ids::{Epoch, Id, Mark, RawMark};
 use crate::canary::{Bug, sings};
-use crate::limits::{BLOCK_BYTES, MAX_FRAME_BYTES, MAX_HALF_BYTES, MAX_NAME_BYTES, MAX_VOLUMES};
+use crate::limits::{
+    BLOCK_BYTES, GRAIN_BYTES, MAX_FRAME_BYTES, MAX_GRAIN_BYTES, MAX_HALF_BYTES, MAX_KNOWN_MARKS, MAX_NAME_BYTES, MAX_VOLUMES,
+};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -37,6 +39,8 @@ impl Role {
 const FLAG_WHOLE: u16 = 1;
 /// The destination was promoted and serves the images itself.
 const FLAG_PROMOTED: u16 = 2;
+/// The source went on without its destination.
+const FLAG_ALONE: u16 = 4;
 
 /// One volume as both sides know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,8 +51,42 @@ pub struct Volume {
     pub size_bytes: u64,
     /// Smallest unit that can be written, in bytes.
     pub block_bytes: u32,
-    /// How far the first sync has come, in bytes from the start; equal to the size when it is complete.
-    pub copied_bytes: u64,
+}
+
+/// Where a destination puts the fills that are complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Phase {
+    /// Onto the images.
+    #[default]
+    Direct = 0,
+    /// Behind the staging log's end: the images stay as they were before the resync.
+    Staging = 1,
+    /// Behind the staging log's end, while its beginning goes to the images.
+    Draining = 2,
+}
+
+impl Phase {
+    /// The phase of this number.
+    pub(super) fn of(number: u8) -> Result<Phase, BlockError> {
+        let all = [Phase::Direct, Phase::Staging, Phase::Draining];
+        all.into_iter().find(|phase| *phase as u8 == number).ok_or(BlockError::Field("phase"))
+    }
+}
+
+/// A destination's staging log: complete fills, frame behind frame, that are not on the images yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Staging {
+    /// Where fills go.
+    pub phase: Phase,
+    /// Up to here the log is on the images, in bytes from the file's start.
+    pub head: u64,
+    /// The log's end, in bytes from the file's start.
+    pub tail: u64,
+    /// The boundary before the frame at `head`.
+    pub before: Mark,
+    /// What the images hold by themselves while the phase is [`Phase::Staging`].
+    pub base: Mark,
 }
 
 /// The durable facts of one side.
@@ -76,6 +114,17 @@ pub struct Superblock {
     pub whole: bool,
     /// Whether this destination was promoted.
     pub promoted: bool,
+    /// Whether this source has answered writes without its destination, and the two aren't in step again.
+    pub alone: bool,
+    /// Since when the destination may lack answered writes, in seconds since 1970; 0: it lacks none.
+    pub lacking_since_unix_s: u64,
+    /// Bytes of the volumes that one bit of the source's dirty bitmap stands for.
+    pub grain_bytes: u32,
+    /// Boundaries of this source's history that its journal no longer reaches back to, but that the destination may be at:
+    /// the dirty bitmap covers all that came behind the first of them. Oldest first, at most [`MAX_KNOWN_MARKS`].
+    pub known: Vec<Mark>,
+    /// A destination's staging log.
+    pub staging: Staging,
     /// The volumes, in their order.
     pub volumes: Vec<Volume>,
 }
@@ -85,7 +134,6 @@ pub struct Superblock {
 struct RawVolume {
     name: [u8; MAX_NAME_BYTES],
     size_bytes: U64,
-    copied_bytes: U64,
     block_bytes: U32,
     reserved: [u8; 4],
 }
@@ -103,7 +151,16 @@ struct RawSuperblock {
     incarnation: U64,
     clean: RawMark,
     volume_count: U16,
-    reserved: [u8; 6],
+    known_count: U16,
+    phase: u8,
+    reserved: [u8; 3],
+    grain_bytes: U32,
+    lacking_since_unix_s: U64,
+    staging_head: U64,
+    staging_tail: U64,
+    staging_before: RawMark,
+    staging_base: RawMark,
+    known: [RawMark; MAX_KNOWN_MARKS],
     volumes: [RawVolume; MAX_VOLUMES],
 }
 
@@ -123,6 +180,29 @@ fn unpack(packed: &[u8; MAX_NAME_BYTES]) -> Result<String, BlockError> {
 }
 
 impl Superblock {
+    /// The first version: of a source's journal, or of a destination's state of it, that holds nothing yet.
+    pub fn first(role: Role, source: Id, name: &str, half_bytes: u64, epoch: Epoch, volumes: Vec<Volume>) -> Superblock {
+        Superblock {
+            role,
+            generation: 1,
+            source,
+            name: name.to_owned(),
+            half_bytes,
+            epoch,
+            fenced_by: Epoch(0),
+            incarnation: 0,
+            clean: Mark::default(),
+            whole: false,
+            promoted: false,
+            alone: false,
+            lacking_since_unix_s: 0,
+            grain_bytes: GRAIN_BYTES,
+            known: Vec::new(),
+            staging: Staging::default(),
+            volumes,
+        }
+    }
+
     /// Encodes it under its role's magic. Names are at most [`MAX_NAME_BYTES`] long, volumes at most [`MAX_VOLUMES`].
     pub fn encode(&self) -> Box<Block> {
         self.encode_as(self.role.magic())
@@ -133,7 +213,6 @@ impl Superblock {
         let empty = RawVolume {
             name: [0; MAX_NAME_BYTES],
             size_bytes: 0.into(),
-            copied_bytes: 0.into(),
             block_bytes: 0.into(),
             reserved: [0; 4],
         };
@@ -142,10 +221,13 @@ impl Superblock {
             *raw = RawVolume {
                 name: pack(&volume.name),
                 size_bytes: volume.size_bytes.into(),
-                copied_bytes: volume.copied_bytes.into(),
                 block_bytes: volume.block_bytes.into(),
                 reserved: [0; 4],
             };
+        }
+        let mut known = [RawMark::default(); MAX_KNOWN_MARKS];
+        for (raw, mark) in known.iter_mut().zip(&self.known) {
+            *raw = (*mark).into();
         }
         let raw = RawSuperblock {
             preamble: [0; 16],
@@ -158,12 +240,22 @@ impl Superblock {
             incarnation: self.incarnation.into(),
             clean: self.clean.into(),
             volume_count: (self.volumes.len() as u16).into(),
-            reserved: [0; 6],
+            known_count: (self.known.len().min(MAX_KNOWN_MARKS) as u16).into(),
+            phase: self.staging.phase as u8,
+            reserved: [0; 3],
+            grain_bytes: self.grain_bytes.into(),
+            lacking_since_unix_s: self.lacking_since_unix_s.into(),
+            staging_head: self.staging.head.into(),
+            staging_tail: self.staging.tail.into(),
+            staging_before: self.staging.before.into(),
+            staging_base: self.staging.base.into(),
+            known,
             volumes,
         };
         let mut block = Box::new([0; BLOCK_BYTES]);
         block[..USED].copy_from_slice(raw.as_bytes());
-        let flags = if self.whole { FLAG_WHOLE } else { 0 } | if self.promoted { FLAG_PROMOTED } else { 0 };
+        let flag = |set: bool, flag: u16| if set { flag } else { 0 };
+        let flags = flag(self.whole, FLAG_WHOLE) | flag(self.promoted, FLAG_PROMOTED) | flag(self.alone, FLAG_ALONE);
         block::seal(&mut block, magic, flags);
         block
     }
@@ -190,6 +282,26 @@ impl Superblock {
         let clean: Mark = raw.clean.into();
         block::countable([&raw.generation, &raw.epoch, &raw.fenced_by, &raw.incarnation].map(|number| number.get()))?;
         block::countable(clean.numbers())?;
+        let known = raw.known.get(..raw.known_count.get().into()).ok_or(BlockError::Field("known boundaries"))?;
+        let known: Vec<Mark> = known.iter().map(|mark| (*mark).into()).collect();
+        block::countable(known.iter().flat_map(|mark| mark.numbers()))?;
+        let grain_bytes = raw.grain_bytes.get();
+        if !grain_bytes.is_power_of_two() || !(BLOCK_BYTES as u32..=MAX_GRAIN_BYTES).contains(&grain_bytes) {
+            return Err(BlockError::Field("grain of the dirty bitmap"));
+        }
+        let staging = Staging {
+            phase: Phase::of(raw.phase)?,
+            head: raw.staging_head.get(),
+            tail: raw.staging_tail.get(),
+            before: raw.staging_before.into(),
+            base: raw.staging_base.into(),
+        };
+        block::countable([staging.head, staging.tail].into_iter().chain(staging.before.numbers()))?;
+        block::countable(staging.base.numbers())?;
+        let aligned = [staging.head, staging.tail].iter().all(|at| at.is_multiple_of(BLOCK_BYTES as u64));
+        if !aligned || staging.head > staging.tail {
+            return Err(BlockError::Field("staging log"));
+        }
         let volumes = raw.volumes[..count].iter().map(|volume| {
             // It becomes the block size of an export, by which requests are checked.
             if !volume.block_bytes.get().is_power_of_two() || volume.block_bytes.get() as usize > BLOCK_BYTES {
@@ -199,7 +311,6 @@ impl Superblock {
                 name: unpack(&volume.name)?,
                 size_bytes: volume.size_bytes.get(),
                 block_bytes: volume.block_bytes.get(),
-                copied_bytes: volume.copied_bytes.get(),
             })
         });
         Ok(Superblock {
@@ -214,6 +325,11 @@ impl Superblock {
             clean,
             whole: flags & FLAG_WHOLE != 0,
             promoted: flags & FLAG_PROMOTED != 0,
+            alone: flags & FLAG_ALONE != 0,
+            lacking_since_unix_s: raw.lacking_since_unix_s.get(),
+            grain_bytes,
+            known,
+            staging,
             volumes: volumes.collect::<Result<_, BlockError>>()?,
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! From source to destination everything comes in whole blocks of 4096 bytes, so that frames stay aligned in the
 //! memory they are received into: [`Superblock`] as hello, then [`Signal`]s between frames. From destination to
-//! source: one [`Welcome`] block, then [`Report`]s of 64 bytes.
+//! source: one [`Welcome`] block, then [`Report`]s of 64 bytes, of which one kind is followed by checksums.
 //!
 //! ```text
 //! source                                destination
@@ -11,13 +11,26 @@
 //!   resume (the last common frame) ──▶  drops what comes after it
 //!   frames, sync signals    ─────────▶
 //!                           ◀─────────  stored up to record n, applied fill n
+//!   ping, now and then      ─────────▶
+//!                           ◀─────────  pong
+//!   ask (a range)           ─────────▶
+//!                           ◀─────────  sums: a checksum for each block of it
+//! ```
+//!
+//! Where the source's journal no longer reaches back to the last common frame, the order begins anew, and a resync by
+//! changed blocks follows:
+//!
+//! ```text
+//!   settle (the last common frame) ──▶  drops what comes after it, applies the rest
+//!                           ◀─────────  settled
+//!   restart (a frame of the source) ─▶  goes on from there, though it doesn't hold what lies between
 //! ```
 
 use super::block::{self, Block, BlockError};
 use super::checksum::crc32c;
 use super::ids::{Digest, Epoch, Fill, Mark, RawMark, Seq};
-use super::superblock::{Role, Superblock};
-use crate::limits::{BLOCK_BYTES, MAX_BOUNDARIES};
+use super::superblock::{Phase, Role, Superblock};
+use crate::limits::{BLOCK_BYTES, COPY_WINDOW_BYTES, MAX_BOUNDARIES, MAX_SUMS, MAX_VOLUMES, SUM_GRAIN_BYTES};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -57,8 +70,14 @@ pub struct Welcome {
     pub verdict: Verdict,
     /// The destination's epoch.
     pub epoch: Epoch,
-    /// Whether the image is a whole copy.
+    /// Whether what it holds is a whole copy as of its last frame.
     pub whole: bool,
+    /// Where complete fills go at the moment.
+    pub phase: Phase,
+    /// Whether a promote at this moment would give a consistent image.
+    pub promotable: bool,
+    /// The last record of that consistent image, where it is an earlier state than the one of the last frame.
+    pub base: Mark,
     /// Whether the destination holds nothing of this source yet.
     pub fresh: bool,
     /// The last fill applied.
@@ -78,8 +97,12 @@ struct RawWelcome {
     fresh: u8,
     boundary_count: U16,
     reason_bytes: U16,
+    phase: u8,
+    promotable: u8,
+    reserved: [u8; 6],
     epoch: U64,
     applied: RawMark,
+    base: RawMark,
     boundaries: [RawMark; MAX_BOUNDARIES],
     reason: [u8; 512],
 }
@@ -94,6 +117,9 @@ impl Welcome {
             verdict,
             epoch,
             whole: false,
+            phase: Phase::Direct,
+            promotable: false,
+            base: Mark::default(),
             fresh: false,
             applied: Mark::default(),
             boundaries: Vec::new(),
@@ -117,8 +143,12 @@ impl Welcome {
             fresh: self.fresh.into(),
             boundary_count: (self.boundaries.len().min(MAX_BOUNDARIES) as u16).into(),
             reason_bytes: (cut as u16).into(),
+            phase: self.phase as u8,
+            promotable: self.promotable.into(),
+            reserved: [0; 6],
             epoch: self.epoch.0.into(),
             applied: self.applied.into(),
+            base: self.base.into(),
             boundaries,
             reason,
         };
@@ -142,13 +172,17 @@ impl Welcome {
             raw.boundaries.get(..raw.boundary_count.get().into()).ok_or(BlockError::Field("boundaries"))?;
         let applied: Mark = raw.applied.into();
         let boundaries: Vec<Mark> = boundaries.iter().map(|mark| (*mark).into()).collect();
-        block::countable([raw.epoch.get()].into_iter().chain(applied.numbers()))?;
+        let base: Mark = raw.base.into();
+        block::countable([raw.epoch.get()].into_iter().chain(applied.numbers()).chain(base.numbers()))?;
         block::countable(boundaries.iter().flat_map(|mark| mark.numbers()))?;
         let reason = raw.reason.get(..raw.reason_bytes.get().into()).ok_or(BlockError::Field("reason"))?;
         Ok(Welcome {
             verdict,
             epoch: Epoch(raw.epoch.get()),
             whole: raw.whole != 0,
+            phase: Phase::of(raw.phase)?,
+            promotable: raw.promotable != 0,
+            base,
             fresh: raw.fresh != 0,
             applied,
             boundaries,
@@ -160,20 +194,47 @@ impl Welcome {
 /// What a source says between frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// The last frame that both have; what the destination holds beyond it was never answered and is dropped.
-    /// `from_scratch`: the destination holds nothing that counts, and a whole copy of the volumes follows.
+    /// Go on behind this frame, the last that both have; what the destination holds beyond it is dropped.
     Resume {
         /// The common frame.
         common: Mark,
-        /// Whether all that the destination holds is void.
-        from_scratch: bool,
     },
     /// The sync signal: this fill is complete up to the mark, apply it.
     Sync {
         /// The fill's last frame.
         last: Mark,
-        /// Whether the image is a whole copy once this fill is applied.
+        /// Whether the destination holds a whole copy once this fill is applied.
         whole: bool,
+    },
+    /// The order will begin anew: drop what is held beyond this frame, apply the rest, and say [`Report::Settled`].
+    Settle {
+        /// The common frame.
+        common: Mark,
+    },
+    /// The order begins anew behind this frame, which the destination doesn't hold; records that make up for it follow,
+    /// and until a sync signal says `whole` what it holds is no whole copy. After [`Report::Settled`], or as the first
+    /// word to a destination that holds nothing.
+    Restart {
+        /// The frame.
+        at: Mark,
+    },
+    /// Are you there? To be answered by [`Report::Pong`].
+    Ping {
+        /// The last record answered to a client.
+        answered: Seq,
+        /// Whether writes are answered without the destination.
+        alone: bool,
+    },
+    /// What are the checksums of this range, behind all frames sent so far? To be answered by [`Report::Sums`].
+    Ask {
+        /// Names the question.
+        id: u64,
+        /// Index of the volume.
+        volume: u16,
+        /// First byte, a multiple of [`SUM_GRAIN_BYTES`].
+        offset: u64,
+        /// Bytes, at most [`COPY_WINDOW_BYTES`].
+        length: u32,
     },
 }
 
@@ -183,8 +244,11 @@ struct RawSignal {
     preamble: [u8; 16],
     kind: u8,
     flag: u8,
-    reserved: [u8; 6],
+    volume: U16,
+    length: U32,
     mark: RawMark,
+    offset: U64,
+    id: U64,
 }
 
 const SIGNAL_USED: usize = size_of::<RawSignal>();
@@ -192,11 +256,29 @@ const SIGNAL_USED: usize = size_of::<RawSignal>();
 impl Signal {
     /// Encodes it into a block.
     pub fn encode(&self) -> Box<Block> {
-        let (kind, flag, mark) = match *self {
-            Signal::Resume { common, from_scratch } => (1, from_scratch, common),
-            Signal::Sync { last, whole } => (2, whole, last),
+        let mut raw = RawSignal {
+            preamble: [0; 16],
+            kind: 0,
+            flag: 0,
+            volume: 0.into(),
+            length: 0.into(),
+            mark: RawMark::default(),
+            offset: 0.into(),
+            id: 0.into(),
         };
-        let raw = RawSignal { preamble: [0; 16], kind, flag: flag.into(), reserved: [0; 6], mark: mark.into() };
+        match *self {
+            Signal::Resume { common } => (raw.kind, raw.mark) = (1, common.into()),
+            Signal::Sync { last, whole } => (raw.kind, raw.flag, raw.mark) = (2, whole.into(), last.into()),
+            Signal::Settle { common } => (raw.kind, raw.mark) = (3, common.into()),
+            Signal::Restart { at } => (raw.kind, raw.mark) = (4, at.into()),
+            Signal::Ping { answered, alone } => {
+                (raw.kind, raw.flag, raw.mark) = (5, alone.into(), Mark { seq: answered, ..Mark::default() }.into());
+            }
+            Signal::Ask { id, volume, offset, length } => {
+                (raw.kind, raw.id, raw.volume) = (6, id.into(), volume.into());
+                (raw.offset, raw.length) = (offset.into(), length.into());
+            }
+        }
         let mut block = Box::new([0; BLOCK_BYTES]);
         block[..SIGNAL_USED].copy_from_slice(raw.as_bytes());
         block::seal(&mut block, SIGNAL, 0);
@@ -210,12 +292,27 @@ impl Signal {
         let mark: Mark = raw.mark.into();
         block::countable(mark.numbers())?;
         match raw.kind {
-            1 => Ok(Signal::Resume { common: mark, from_scratch: raw.flag != 0 }),
+            1 => Ok(Signal::Resume { common: mark }),
             2 => Ok(Signal::Sync { last: mark, whole: raw.flag != 0 }),
+            3 => Ok(Signal::Settle { common: mark }),
+            4 => Ok(Signal::Restart { at: mark }),
+            5 => Ok(Signal::Ping { answered: mark.seq, alone: raw.flag != 0 }),
+            6 => {
+                let (offset, length) = (raw.offset.get(), raw.length.get());
+                let fits = offset.is_multiple_of(SUM_GRAIN_BYTES) && offset.checked_add(length.into()).is_some();
+                if usize::from(raw.volume.get()) >= MAX_VOLUMES || length == 0 || u64::from(length) > COPY_WINDOW_BYTES || !fits
+                {
+                    return Err(BlockError::Field("range asked for"));
+                }
+                Ok(Signal::Ask { id: raw.id.get(), volume: raw.volume.get(), offset, length })
+            }
             _ => Err(BlockError::Field("signal")),
         }
     }
 }
+
+/// The checksum of one block of [`SUM_GRAIN_BYTES`]: 128 bits of BLAKE3. Zero says nothing: the block counts as different.
+pub type Sum = [u8; 16];
 
 /// Bytes of a report.
 pub const REPORT_BYTES: usize = 64;
@@ -229,6 +326,17 @@ pub enum Report {
     Applied(Mark),
     /// A promote raised the epoch.
     Fenced(Epoch),
+    /// All that is held, up to this frame, is applied: the order may begin anew.
+    Settled(Mark),
+    /// The answer to a ping.
+    Pong,
+    /// The answer to a question; so many [`Sum`]s follow, one for each [`SUM_GRAIN_BYTES`] of the range asked for.
+    Sums {
+        /// Which question.
+        id: u64,
+        /// How many, at most [`MAX_SUMS`].
+        count: usize,
+    },
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -254,6 +362,9 @@ impl Report {
             Report::Stored(seq) => (1, Mark { seq, ..Mark::default() }),
             Report::Applied(mark) => (2, mark),
             Report::Fenced(epoch) => (3, Mark { seq: Seq(epoch.0), ..Mark::default() }),
+            Report::Settled(mark) => (4, mark),
+            Report::Pong => (5, Mark::default()),
+            Report::Sums { id, count } => (6, Mark { fill: Fill(count as u64), seq: Seq(id), ..Mark::default() }),
         };
         let mut raw = RawReport {
             magic: REPORT_MAGIC,
@@ -284,10 +395,15 @@ impl Report {
         }
         let seq = Seq(raw.number.get());
         block::countable([raw.fill.get(), seq.0])?;
+        let mark = Mark { fill: Fill(raw.fill.get()), seq, digest: Digest(raw.digest.get()) };
         match raw.kind {
             1 => Ok(Report::Stored(seq)),
-            2 => Ok(Report::Applied(Mark { fill: Fill(raw.fill.get()), seq, digest: Digest(raw.digest.get()) })),
+            2 => Ok(Report::Applied(mark)),
             3 => Ok(Report::Fenced(Epoch(seq.0))),
+            4 => Ok(Report::Settled(mark)),
+            5 => Ok(Report::Pong),
+            6 if mark.fill.0 as usize <= MAX_SUMS => Ok(Report::Sums { id: seq.0, count: mark.fill.0 as usize }),
+            6 => Err(BlockError::Field("number of checksums")),
             _ => Err(BlockError::Field("report kind")),
         }
     }
@@ -305,7 +421,7 @@ mod tests {
     fn numbers_that_nobody_counted_up_to_are_refused() {
         let number = Err(BlockError::Field("number"));
         for bad in [Mark { fill: Fill(u64::MAX), ..mark(1) }, Mark { seq: Seq(block::MAX_NUMBER), ..mark(1) }] {
-            assert_eq!(Signal::decode(&Signal::Resume { common: bad, from_scratch: true }.encode()), number);
+            assert_eq!(Signal::decode(&Signal::Resume { common: bad }.encode()), number);
             assert_eq!(Signal::decode(&Signal::Sync { last: bad, whole: true }.encode()), number);
             assert_eq!(Report::decode(&Report::Applied(bad).encode()), Err(BlockError::Field("number")));
             let welcome = Welcome::refuse(Verdict::Welcome, Epoch(1), "");
@@ -324,22 +440,40 @@ mod tests {
             verdict: Verdict::Welcome,
             epoch: Epoch(3),
             whole: true,
+            phase: Phase::Draining,
+            promotable: true,
+            base: mark(7),
             fresh: false,
             applied: mark(1),
             boundaries: (0..MAX_BOUNDARIES as u64).map(mark).collect(),
             reason: "ä".repeat(300),
         };
         let decoded = Welcome::decode(&welcome.encode()).unwrap();
-        assert_eq!(decoded.boundaries, welcome.boundaries);
-        assert_eq!(decoded.reason, "ä".repeat(256));
+        assert_eq!(decoded, Welcome { reason: "ä".repeat(256), ..welcome });
         for signal in [
-            Signal::Resume { common: mark(2), from_scratch: true },
+            Signal::Resume { common: mark(2) },
+            Signal::Settle { common: mark(4) },
+            Signal::Restart { at: mark(5) },
+            Signal::Ping { answered: Seq(6), alone: true },
+            Signal::Ask { id: 7, volume: 31, offset: 1 << 40, length: 1 << 20 },
             Signal::Sync { last: mark(3), whole: false },
             Signal::Sync { last: mark(3), whole: true },
         ] {
             assert_eq!(Signal::decode(&signal.encode()), Ok(signal));
         }
-        for report in [Report::Stored(Seq(7)), Report::Applied(mark(4)), Report::Fenced(Epoch(9))] {
+        let beyond = Signal::Ask { id: 7, volume: 1, offset: 4096, length: (1 << 20) + 1 };
+        let askew = Signal::Ask { id: 7, volume: 1, offset: 4097, length: 1 };
+        for bad in [beyond, askew] {
+            assert_eq!(Signal::decode(&bad.encode()), Err(BlockError::Field("range asked for")));
+        }
+        for report in [
+            Report::Stored(Seq(7)),
+            Report::Applied(mark(4)),
+            Report::Fenced(Epoch(9)),
+            Report::Settled(mark(5)),
+            Report::Pong,
+            Report::Sums { id: 8, count: MAX_SUMS },
+        ] {
             let mut bytes = report.encode();
             assert_eq!(Report::decode(&bytes), Ok(report));
             for bit in 0..REPORT_BYTES * 8 {

@@ -6,6 +6,7 @@ use super::super::exports::{Exports, Served};
 use super::super::source::{open_whole, shape};
 use super::super::{handshake, status};
 use crate::core::Durability;
+use crate::core::policy::{OnDisconnect, Policy};
 use crate::core::recovery::hello;
 use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, SourceCommand};
 use crate::engine::destination::{self as engine, Ended, Folder, Image};
@@ -144,6 +145,8 @@ impl Mirror {
             name: self.name.clone(),
             durability: Durability::Always,
             mirrored: false,
+            policy: Policy { on_disconnect: OnDisconnect::Continue, timeout: Duration::ZERO },
+            grain_bytes: superblock.grain_bytes,
             max_age: PROMOTED_MAX_AGE,
             journal: Folder::promoted_journal(&self.folder),
             journal_bytes: 2 * superblock.half_bytes,

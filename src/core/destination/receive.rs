@@ -50,8 +50,9 @@ impl Destination {
     ) -> Result<(), String> {
         match signal {
             Signal::Resume { .. } if self.resumed => Err("the source resumes twice".into()),
-            Signal::Resume { common, from_scratch: true } => self.start_over(common, effects),
-            Signal::Resume { common, from_scratch: false } => self.drop_after(common, rescan, effects),
+            Signal::Restart { at } => self.start_over(at, effects),
+            Signal::Resume { common } => self.drop_after(common, rescan, effects),
+            Signal::Settle { .. } | Signal::Ping { .. } | Signal::Ask { .. } => Err("not yet".into()),
             Signal::Sync { .. } if !self.resumed => Err("the source signals before it resumed".into()),
             Signal::Sync { last, whole } => self.seal(last, whole, effects),
         }

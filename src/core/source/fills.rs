@@ -40,7 +40,7 @@ impl Source {
             None if self.superblock.whole || self.whole_from.is_some() => {
                 self.superblock.volumes.iter().map(|volume| volume.size_bytes).collect()
             }
-            None => self.superblock.volumes.iter().map(|volume| volume.copied_bytes).collect(),
+            None => Vec::new(),
         };
         let whole = self.superblock.whole || self.whole_from.is_some_and(|fill| self.open >= fill);
         let half = &mut self.halves[self.open.half()];
@@ -86,9 +86,6 @@ impl Source {
                 self.stable = self.stable.max(half.last.seq);
                 if self.shape.mirrored {
                     self.superblock.whole |= half.whole;
-                    for (volume, copied) in self.superblock.volumes.iter_mut().zip(&half.copied) {
-                        volume.copied_bytes = *copied;
-                    }
                 }
                 self.superblock_dirty = true;
             }

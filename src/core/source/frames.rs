@@ -12,7 +12,7 @@ use crate::canary::{Bug, sings};
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Kind, RECORD_COPY, RECORD_FUA, Record, padded};
 use crate::format::ids::{Mark, Seq};
 use crate::limits::{
-    BLOCK_BYTES, COPY_WINDOW_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_RECORDS_PER_FRAME,
+    BLOCK_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_RECORDS_PER_FRAME,
 };
 use std::time::Duration;
 
@@ -115,6 +115,7 @@ impl Source {
             position: half.end,
             first,
             committed: self.stable,
+            stable_here: self.stable,
             previous: self.last.digest,
             payload_bytes: 0,
             count: 0,
@@ -299,7 +300,6 @@ impl Source {
             self.flights.push_back(Flight { id, first, last, written: true, sync: false, stable, indexed: true });
         }
         half.last = found.last().map_or(half.last, |frame| frame.mark);
-        half.copied = self.superblock.volumes.iter().map(|volume| volume.copied_bytes).collect();
         half.whole = self.superblock.whole;
         self.last = half.last;
         self.open = fill.next();
@@ -326,13 +326,7 @@ impl Source {
             release(&entries, effects);
         }
         let sizes: Vec<u64> = self.superblock.volumes.iter().map(|volume| volume.size_bytes).collect();
-        let mut copied: Vec<u64> = self.superblock.volumes.iter().map(|volume| volume.copied_bytes).collect();
-        if copied == sizes {
-            // Copied, but the fill that would have made the image whole was not the one it ended in. One more record
-            // makes another fill.
-            let last = copied.len() - 1;
-            copied[last] = copied[last].saturating_sub(1) / COPY_WINDOW_BYTES * COPY_WINDOW_BYTES;
-        }
+        let copied = vec![0; sizes.len()];
         self.copies += 1;
         self.copier = Some(Copier::new(self.copies, sizes, copied));
         self.whole_from = None;

@@ -136,7 +136,7 @@ impl Source {
         self.forget_copy();
         self.halves.iter_mut().for_each(|half| half.applied = false);
         let clean = self.superblock.clean;
-        self.start_link(Signal::Resume { common: clean, from_scratch: true }, None, clean, effects);
+        self.start_link(Signal::Restart { at: clean }, None, clean, effects);
         self.start_copy(effects);
         self.commit(effects);
     }
@@ -148,7 +148,7 @@ impl Source {
         // This source went on without it for a while, or it has lost a state: it holds that fill, but no signal follows
         // for what is clean here.
         let again = (applied == Applied::Behind).then_some(Signal::Sync { last: clean, whole: welcome.whole });
-        self.start_link(Signal::Resume { common, from_scratch: false }, again, common, effects);
+        self.start_link(Signal::Resume { common }, again, common, effects);
         self.superblock.whole = welcome.whole;
         if !self.superblock.whole && self.copier.is_none() && self.whole_from.is_none() {
             self.start_copy(effects);
@@ -159,7 +159,6 @@ impl Source {
     /// Whatever was copied so far doesn't count any more, and no fill makes the image whole before all is copied.
     fn forget_copy(&mut self) {
         self.superblock.whole = false;
-        self.superblock.volumes.iter_mut().for_each(|volume| volume.copied_bytes = 0);
         self.superblock_dirty = true;
         self.copier = None;
         self.whole_from = None;
@@ -199,7 +198,7 @@ impl Source {
         // crash would call an image whole that never was copied.
         let durable = !self.superblock_dirty && !self.superblock_writing;
         match first {
-            Some(Signal::Resume { from_scratch: true, .. }) if !durable => return None,
+            Some(Signal::Restart { .. }) if !durable => return None,
             _ => {}
         }
         if let Some(signal) = first.take().or_else(|| again.take()) {
@@ -249,6 +248,7 @@ impl Source {
             }
             Report::Applied(mark) => self.handle_applied(mark, effects),
             Report::Fenced(epoch) => self.handle_fenced(epoch, effects),
+            Report::Settled(_) | Report::Pong | Report::Sums { .. } => {}
         }
     }
 

@@ -168,7 +168,6 @@ impl Source {
         if !source.shape.mirrored {
             // Whatever a destination once had is out of date from the first write on.
             source.superblock.whole = false;
-            source.superblock.volumes.iter_mut().for_each(|volume| volume.copied_bytes = 0);
         }
         source
     }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 pub use receive::check_images;
-pub use start::{Folder, Handle, Image, spawn};
+pub use start::{Folder, Handle, Image, StagingPlan, spawn};
 
 /// Device writes of an apply under way while it is on time, and while it is late.
 const APPLY_DEPTH: (u32, u32) = (4, 48);
@@ -290,6 +290,14 @@ impl Engine {
         DestinationStatus {
             superblock: self.core.superblock().clone(),
             promotable: self.core.promotable(),
+            base_record: None,
+            phase: self.core.superblock().staging.phase,
+            staged_bytes: 0,
+            staging_limit_bytes: 0,
+            staging_trouble: None,
+            heard_unix_s: None,
+            answered_record: 0,
+            source_alone: false,
             peer: self.peer_address(),
             reason: self.reason.clone(),
             held_record: self.core.stored().seq.0,

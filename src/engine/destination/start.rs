@@ -17,8 +17,7 @@ use crate::core::destination::Destination;
 use crate::core::recovery::copies::{Init, Reading};
 use crate::core::recovery::destination_start::{Action, Found, Promoted};
 use crate::core::recovery::{self, Halves as _};
-use crate::format::ids::Mark;
-use crate::format::superblock::{Role, Superblock, Volume, encode_claim};
+use crate::format::superblock::{Role, Superblock, encode_claim};
 use crate::limits::{BLOCK_BYTES, JOURNAL_DATA_OFFSET};
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -33,6 +32,15 @@ pub struct Image {
     pub name: String,
     /// Its disk.
     pub disk: Disk,
+}
+
+/// What a staging log may take, and what happens when that doesn't suffice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StagingPlan {
+    /// Bytes that it may hold.
+    pub limit_bytes: u64,
+    /// Whether a resync goes on even where the image can't be kept promotable.
+    pub best_effort: bool,
 }
 
 /// The folder of one source at its destination.
@@ -122,20 +130,10 @@ impl Folder {
         let mut promoted = Disk::open_or_create("journal", &Folder::promoted_journal(path))?;
         promoted.preallocate(JOURNAL_DATA_OFFSET + 2 * hello.half_bytes)?;
         promoted.store_block(&claim, 0)?;
-        let first = Superblock {
-            role: Role::Destination,
-            generation: 1,
-            source: hello.source,
-            name: hello.name.clone(),
-            half_bytes: hello.half_bytes,
-            epoch: hello.epoch,
-            fenced_by: crate::format::ids::Epoch(0),
-            incarnation: 0,
-            clean: Mark::default(),
-            whole: false,
-            promoted: false,
-            volumes: hello.volumes.iter().map(|volume| Volume { copied_bytes: 0, ..volume.clone() }).collect(),
-        };
+        let volumes = hello.volumes.clone();
+        let first =
+            Superblock::first(Role::Destination, hello.source, &hello.name, hello.half_bytes, hello.epoch, volumes);
+        let first = Superblock { grain_bytes: hello.grain_bytes, ..first };
         // Both copies, the one over the claim last and as the newer one: should it be torn, it is the next to be written.
         let superblock = Superblock { generation: 2, ..first.clone() };
         for version in [&first, &superblock] {

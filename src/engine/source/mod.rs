@@ -286,6 +286,7 @@ impl Engine {
                 self.core.handle_sync(self.sync_count);
             }
             SourceCommand::Status(answer) => drop(answer.send(self.status())),
+            SourceCommand::Set(_, _) | SourceCommand::Verify { .. } => {}
             SourceCommand::Stop => self.stopping = true,
         }
     }
@@ -337,7 +338,20 @@ impl Engine {
             clients: self.clients.iter().flatten().count(),
             requests: self.requests.count(),
             waiting: self.core.waiting(),
-            copied: self.core.copied(),
+            mode: crate::core::policy::Mode::Together,
+            mode_since_unix_ms: 0,
+            policy: crate::core::policy::Policy {
+                on_disconnect: crate::core::policy::OnDisconnect::Stall,
+                timeout: std::time::Duration::from_secs(5),
+            },
+            held_back: false,
+            whole: false,
+            lacking_since_unix_s: None,
+            lacking_bytes: 0,
+            peer: None,
+            resync: None,
+            verify: None,
+            verified: None,
             counters: self.counters,
         }
     }

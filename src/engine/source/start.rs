@@ -9,13 +9,14 @@ use super::super::ring::Ring;
 use super::peer::PEER_BYTES;
 use super::{Engine, EngineError, Sender, journal_offset};
 use crate::core::half::{Entry, Ticket};
+use crate::core::policy::Policy;
 use crate::core::recovery::copies::{Init, Reading};
 use crate::core::recovery::source_start::{Action, Fence, Found, Shape as Fit};
 use crate::core::recovery::{self, Halves as _};
 use crate::core::source::{FrameId, Shape, Source};
 use crate::core::{Durability, Place};
 use crate::format::frame::{Header, padded};
-use crate::format::ids::{Epoch, Mark};
+use crate::format::ids::Epoch;
 use crate::format::superblock::{Role, Superblock, Volume as VolumeFacts, encode_claim};
 use crate::limits::{
     BLOCK_BYTES, CHUNK_BYTES, JOURNAL_DATA_OFFSET, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES,
@@ -49,6 +50,10 @@ pub struct Plan {
     pub durability: Durability,
     /// Whether there is a destination.
     pub mirrored: bool,
+    /// What becomes of writes while the destination is away.
+    pub policy: Policy,
+    /// Bytes that one bit of the dirty bitmap of a journal that is made now stands for.
+    pub grain_bytes: u32,
     /// Age at which a half is switched though it isn't full.
     pub max_age: Duration,
     /// The journal's file or device.
@@ -258,20 +263,9 @@ fn make_journal(plan: &Plan, mut journal: Disk) -> anyhow::Result<(Disk, Superbl
     journal.store_block(&claim, 0)?;
     journal.preallocate(JOURNAL_DATA_OFFSET + plan.journal_bytes)?;
     journal.store_block(&claim, 0)?;
-    let first = Superblock {
-        role: Role::Source,
-        generation: 1,
-        source: random_id().context("no random identity for the source")?,
-        name: plan.name.clone(),
-        half_bytes,
-        epoch: plan.epoch,
-        fenced_by: Epoch(0),
-        incarnation: 0,
-        clean: Mark::default(),
-        whole: false,
-        promoted: false,
-        volumes: plan.volumes.iter().map(facts).collect(),
-    };
+    let id = random_id().context("no random identity for the source")?;
+    let volumes = plan.volumes.iter().map(facts).collect();
+    let first = Superblock::first(Role::Source, id, &plan.name, half_bytes, plan.epoch, volumes);
     // Both copies, the one over the claim last and as the newer one: should it be torn, it is the next to be written.
     let superblock = Superblock { generation: 2, ..first.clone() };
     for version in [&first, &superblock] {
@@ -282,7 +276,7 @@ fn make_journal(plan: &Plan, mut journal: Disk) -> anyhow::Result<(Disk, Superbl
 
 fn facts(volume: &Volume) -> VolumeFacts {
     let (size_bytes, block_bytes) = (volume.disk.size_bytes, volume.disk.block_bytes);
-    VolumeFacts { name: volume.name.clone(), size_bytes, block_bytes, copied_bytes: 0 }
+    VolumeFacts { name: volume.name.clone(), size_bytes, block_bytes }
 }
 
 /// Whether a journal of ours fits the configuration.

@@ -6,26 +6,24 @@ const SECTORS: usize = BLOCK_BYTES / SECTOR_BYTES;
 /// A version with many volumes, so that it fills several sectors.
 fn version(generation: u64) -> Superblock {
     // The odd ones change the first sector only, every fourth one changes all, the others some.
-    let copied = |volume: u64| match generation % 4 {
+    let size = |volume: u64| match generation % 4 {
         0 => generation * 4096,
         2 if volume.is_multiple_of(5) => generation * 4096,
-        _ => 0,
+        _ => 1 << 30,
     };
-    let volume =
-        |n: u64| Volume { name: format!("vol{n}"), size_bytes: 1 << 30, block_bytes: 512, copied_bytes: copied(n) };
+    let volume = |n: u64| Volume { name: format!("vol{n}"), size_bytes: size(n), block_bytes: 512 };
+    let volumes = (0..MAX_VOLUMES as u64).map(volume).collect();
+    let mark = |n: u64| Mark { fill: Fill(n), seq: Seq(10 * n), digest: Digest(9) };
     Superblock {
-        role: Role::Source,
         generation,
-        source: Id([3; 16]),
-        name: "alpha".into(),
-        half_bytes: 8 << 20,
-        epoch: Epoch(1),
-        fenced_by: Epoch(0),
         incarnation: generation,
-        clean: Mark { fill: Fill(generation), seq: Seq(10 * generation), digest: Digest(9) },
+        clean: mark(generation),
         whole: true,
-        promoted: false,
-        volumes: (0..MAX_VOLUMES as u64).map(volume).collect(),
+        alone: generation % 2 == 1,
+        lacking_since_unix_s: generation * 3,
+        known: (0..generation % 4 * 10).map(mark).collect(),
+        staging: Staging { phase: Phase::Draining, head: 4096, tail: 8192 * generation, before: mark(3), base: mark(2) },
+        ..Superblock::first(Role::Source, Id([3; 16]), "alpha", 8 << 20, Epoch(1), volumes)
     }
 }
 

@@ -1,0 +1,36 @@
+//! What becomes of writes while the destination is away.
+
+use std::time::Duration;
+
+/// What a source does when its destination has been away for [`Policy::timeout`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDisconnect {
+    /// It goes on alone, and tracks what changes.
+    Continue,
+    /// Writes wait.
+    Stall,
+    /// Writes get an error.
+    Fail,
+}
+
+/// The policy, which can be changed while the source runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// What happens in the end.
+    pub on_disconnect: OnDisconnect,
+    /// How long the destination may be away, or silent, before it happens.
+    pub timeout: Duration,
+}
+
+/// How a source stands towards its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// A write is answered when both have it.
+    Together,
+    /// There is no connection; writes wait.
+    Waiting,
+    /// There has been no connection for too long: writes get an error.
+    Failing,
+    /// Writes are answered when this source has them.
+    Alone,
+}
