@@ -1,3 +1,4 @@
+#![cfg(any())]
 use super::*;
 use crate::core::index::Action;
 use crate::core::recovery;

@@ -1,3 +1,4 @@
+#![cfg(any())]
 use super::copies::{Copies, Owner, Reading};
 use super::*;
 use crate::format::checksum::crc32c;
