@@ -1,13 +1,13 @@
 //! The source daemon: opens what the configuration names, starts the engine, and connects the world to it.
 
 use super::admin::{self, Answer, Handler, Request};
-use super::config::{Durability as Configured, OnDisconnect, SourceConfig};
+use super::config::{Durability as Configured, SourceConfig};
 use super::exports::{self, Exports, Served};
 use super::link::{self, Reason};
 use super::signals::Signals;
 use super::{listen, metrics, notify, status};
 use crate::core::Durability;
-use crate::core::policy::{self, Policy};
+use crate::core::policy::Policy;
 use crate::engine::command::{Commands, LinkState, SourceCommand, SourceStatus};
 use crate::engine::disk::Disk;
 use crate::engine::source::{self as engine, Plan, Volume};
@@ -24,12 +24,6 @@ use tokio::sync::oneshot;
 /// Whatever keeps it from starting, and a disk that fails while it runs.
 pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
-    if config.on_disconnect != OnDisconnect::Stall {
-        tracing::warn!(
-            "on_disconnect = \"{}\" isn't done by this version: while the destination is away, writes wait",
-            config.on_disconnect.as_str()
-        );
-    }
     let mut volumes = Vec::new();
     for volume in &config.volumes {
         let disk = open_whole("volume", &volume.device)?;
@@ -43,15 +37,8 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
             Configured::Flush => Durability::Flush,
         },
         mirrored: config.destination.is_some(),
-        policy: Policy {
-            on_disconnect: match config.on_disconnect {
-                OnDisconnect::Continue => policy::OnDisconnect::Continue,
-                OnDisconnect::Stall => policy::OnDisconnect::Stall,
-                OnDisconnect::Fail => policy::OnDisconnect::Fail,
-            },
-            timeout: config.timeout,
-        },
-        grain_bytes: crate::limits::GRAIN_BYTES,
+        policy: Policy { on_disconnect: config.on_disconnect.into(), timeout: config.timeout },
+        grain_bytes: u32::try_from(config.journal.grain_bytes).context("journal.grain is out of range")?,
         max_age: config.journal.max_age,
         journal: config.journal.path.clone(),
         journal_bytes: config.journal.size_bytes,
