@@ -11,7 +11,7 @@ mod values;
 
 pub use destination::{DestinationConfig, ImageConfig, MirroredSource, ResyncStaging};
 pub use source::{DestinationAddress, Durability, JournalConfig, OnDisconnect, SourceConfig, VolumeConfig};
-pub use values::{HostPort, ListenAddress, format_bytes, format_duration, parse_timeout};
+pub use values::{HostPort, ListenAddress, check_timeout, format_bytes, format_duration, parse_timeout};
 
 use std::collections::HashSet;
 use std::fmt::Display;

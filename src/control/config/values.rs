@@ -157,17 +157,24 @@ pub fn format_duration(duration: Duration) -> String {
     format!("{}{name}", ms / unit)
 }
 
-/// Reads how long a destination may be away or silent, from [`MIN_TIMEOUT`] to [`MAX_TIMEOUT`].
+/// Checks how long a destination may be away or silent: from [`MIN_TIMEOUT`] to [`MAX_TIMEOUT`].
+///
+/// # Errors
+/// What is allowed.
+pub fn check_timeout(timeout: Duration) -> Result<Duration, String> {
+    if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout) {
+        let [given, least, most] = [timeout, MIN_TIMEOUT, MAX_TIMEOUT].map(format_duration);
+        return Err(format!("a timeout of {given} is out of range: it must be from {least} to {most}"));
+    }
+    Ok(timeout)
+}
+
+/// Reads a timeout, and checks it.
 ///
 /// # Errors
 /// What is wrong, and what is allowed.
 pub fn parse_timeout(text: &str) -> Result<Duration, String> {
-    let timeout = parse_duration(text)?;
-    if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout) {
-        let [least, most] = [MIN_TIMEOUT, MAX_TIMEOUT].map(format_duration);
-        return Err(format!("timeout {text:?} is out of range: it must be from {least} to {most}"));
-    }
-    Ok(timeout)
+    check_timeout(parse_duration(text)?)
 }
 
 /// Checks a Unix socket's path: the kernel cuts at [`MAX_SOCKET_PATH_BYTES`].
