@@ -147,7 +147,8 @@ impl Daemon {
         if self.config.destination.is_none() {
             bail!("this source has no destination that could be away");
         }
-        let timeout = timeout_ms.map(Duration::from_millis).map(check_timeout).transpose().map_err(anyhow::Error::msg)?;
+        let timeout =
+            timeout_ms.map(Duration::from_millis).map(check_timeout).transpose().map_err(anyhow::Error::msg)?;
         // The timeout first: where both are given, the policy is judged by the new one.
         let settings = timeout.map(Setting::Timeout).into_iter();
         for setting in settings.chain(on_disconnect.map(|policy| Setting::OnDisconnect(policy.into()))) {

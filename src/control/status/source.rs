@@ -16,9 +16,9 @@ pub(in crate::control) fn describe(config: &SourceConfig, link: &str, status: &S
     let since_unix_ms = since_unix_ms(state, status);
     let loses = Loses::of(state, status);
     let counters = &status.counters;
-    let volumes = superblock.volumes.iter().zip(&config.volumes).map(|(volume, config)| {
-        json!({ "name": volume.name, "device": config.device, "size_bytes": volume.size_bytes })
-    });
+    let volumes = superblock.volumes.iter().zip(&config.volumes).map(
+        |(volume, config)| json!({ "name": volume.name, "device": config.device, "size_bytes": volume.size_bytes }),
+    );
     json!({
         "role": "source", "name": superblock.name, "state": state.word(), "reason": reason,
         "since": moment(since_unix_ms / 1000), "since_unix_ms": since_unix_ms,

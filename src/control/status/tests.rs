@@ -173,7 +173,8 @@ fn where_writes_wait_or_fail_nothing_answered_is_missing() {
 #[test]
 fn a_source_that_is_held_back_says_what_releases_it() {
     let mut held = SourceStatus { mode: Mode::Waiting, held_back: true, lacking_since_unix_s: None, ..degraded() };
-    let shown = shows(&held, "stalled", "its destination may have been promoted since. Waiting for it (silent for 5 s)");
+    let shown =
+        shows(&held, "stalled", "its destination may have been promoted since. Waiting for it (silent for 5 s)");
     let reason = shown["reason"].as_str().expect("a reason");
     assert!(reason.ends_with("nbd-mirror set --admin /a on_disconnect=continue"), "{reason}");
     held.held_back = false;
