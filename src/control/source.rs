@@ -149,6 +149,9 @@ impl Daemon {
         }
         let timeout =
             timeout_ms.map(Duration::from_millis).map(check_timeout).transpose().map_err(anyhow::Error::msg)?;
+        if let LinkState::Fenced(epoch) = self.engine().await?.link {
+            bail!("this source is fenced: another side was promoted in epoch {epoch}, and no setting releases it");
+        }
         // The timeout first: where both are given, the policy is judged by the new one.
         let settings = timeout.map(Setting::Timeout).into_iter();
         for setting in settings.chain(on_disconnect.map(|policy| Setting::OnDisconnect(policy.into()))) {

@@ -172,7 +172,11 @@ fn failover(out: &mut Lines, status: &Value, now_unix_s: u64) {
     }
     let lacking = match (count(status, "lacking_records"), count(status, "lacking_bytes")) {
         (None, None) => return,
-        (Some(0), None | Some(0)) => "nothing".to_owned(),
+        (Some(0), None | Some(0)) if loses["what"] == "nothing" => "nothing".to_owned(),
+        (records, _) if loses["what"] == "everything" => {
+            let records = records.map_or_else(|| "?".to_owned(), |count| count.to_string());
+            format!("{records} records, and what the volumes held before,")
+        }
         (records, bytes) => {
             let records = records.map_or_else(|| "an unknown number of".to_owned(), |count| count.to_string());
             let bytes = bytes.map_or_else(String::new, |count| format!(", {} of changed blocks", self::bytes(count)));

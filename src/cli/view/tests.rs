@@ -79,7 +79,7 @@ degraded     source alpha to 10.0.0.2:10808 (not connected), epoch 1, durability
 fn a_resync_shows_its_progress_and_its_end() {
     let mut resyncing = source_status();
     resyncing["state"] = json!("resyncing");
-    resyncing["failover_loses"] = json!({"what": "everything", "since": null, "since_unix_s": null});
+    resyncing["failover_loses"] = json!({"what": "writes since", "since": "2026-01-05T03:12:41Z"});
     resyncing["lacking_records"] = json!(null);
     resyncing["lacking_bytes"] = json!(536870912);
     resyncing["peer"]["base_record"] = json!(90);
@@ -89,7 +89,7 @@ fn a_resync_shows_its_progress_and_its_end() {
     });
     let text = status(&resyncing, NOW);
     for line in [
-        "  failover   would lose everything: there is nothing to promote",
+        "  failover   would lose what was written since 2026-01-05T03:12:41Z",
         "  lacking    an unknown number of records, 512.0 MiB of changed blocks at the destination",
         "  resync     [##########----------]  50 %, 512.0 MiB of 1.0 GiB, 30.0 MiB sent; 12.0 MiB/s, 43 s left",
         "  peer       direct, promotable as of record 90 when it was met; heard 12 ms ago",
@@ -97,7 +97,16 @@ fn a_resync_shows_its_progress_and_its_end() {
         assert!(text.lines().any(|shown| shown == line), "{line} is missing in\n{text}");
     }
     resyncing["resync"]["seconds_left"] = json!(null);
-    assert!(status(&resyncing, NOW).contains("no end in sight"));
+    resyncing["failover_loses"] = json!({"what": "everything", "since": null, "since_unix_s": null});
+    resyncing["lacking_records"] = json!(123);
+    let text = status(&resyncing, NOW);
+    for piece in [
+        "no end in sight",
+        "  failover   would lose everything: there is nothing to promote\n",
+        "  lacking    123 records, and what the volumes held before, at the destination\n",
+    ] {
+        assert!(text.contains(piece), "{piece} is missing in\n{text}");
+    }
 }
 
 #[test]
