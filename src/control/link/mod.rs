@@ -164,3 +164,6 @@ async fn connect(address: &HostPort, commands: &Commands<SourceCommand>) -> anyh
     commands.send(SourceCommand::Peer(socket, Box::new(welcome)))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
