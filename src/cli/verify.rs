@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressFinish, ProgressStyle};
 use serde_json::Value;
 
 use super::{EXIT_CODES, print, runtime, view};
@@ -67,7 +67,7 @@ fn judge(found: &Value, repair: bool) -> anyhow::Result<()> {
 /// Shows how far it is, over a connection of its own, until it is dropped.
 async fn show(admin: &Path) -> anyhow::Result<std::convert::Infallible> {
     let style = ProgressStyle::with_template("  [{bar:30}] {percent} %  {msg}")?.progress_chars("=> ");
-    let bar = ProgressBar::new(1).with_style(style);
+    let bar = ProgressBar::new(1).with_style(style).with_finish(ProgressFinish::AndClear);
     loop {
         tokio::time::sleep(REDRAW_INTERVAL).await;
         // A status that can't be had is no reason to give up the verify; its own call says what is wrong.
@@ -95,6 +95,7 @@ mod tests {
         for (repaired, repair, remedy) in [(0, false, "--repair"), (4096, true, "verify again")] {
             let error = judge(&found(8192, repaired), repair).expect_err("differs");
             assert!(error.downcast_ref::<Different>().is_some_and(|e| e.to_string().contains(remedy)), "{error:#}");
+            assert_eq!(super::super::exit_code(&error), 5);
         }
         judge(&json!({}), false).expect_err("no answer at all");
     }
