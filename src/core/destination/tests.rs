@@ -1,4 +1,3 @@
-#![cfg(any())]
 use super::*;
 use crate::core::index::Action;
 use crate::core::recovery;

@@ -1,4 +1,3 @@
-#![cfg(any())]
 use super::copies::{Copies, Owner, Reading};
 use super::*;
 use crate::format::checksum::crc32c;

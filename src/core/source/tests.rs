@@ -147,6 +147,7 @@ impl Rig {
                 match effect {
                     Effect::SyncVolume(volume) => self.core.handle_volume_synced(volume),
                     Effect::WriteSuperblock(..) => superblock = true,
+                    Effect::WriteMap(..) => self.core.handle_map_written(),
                     _ => {}
                 }
             }
@@ -307,12 +308,14 @@ fn a_fresh_destination_gets_a_copy_and_the_fill_that_makes_it_whole() {
     let fresh = Welcome { fresh: true, ..Welcome::refuse(Verdict::Welcome, Epoch(1), "") };
     rig.core.handle_welcome(&fresh, &mut rig.effects);
     let effects = rig.turn();
-    assert!(matches!(effects[..], [Effect::WriteSuperblock(..)]), "{effects:?}");
-    assert!(rig.signals().is_empty(), "that the copy starts over must be durable first");
+    assert!(matches!(effects[..], [Effect::WriteMap(..), Effect::WriteSuperblock(..)]));
     rig.superblock_written();
+    assert!(rig.signals().is_empty(), "that all is dirty must be durable first");
+    rig.core.handle_map_written();
     assert!(matches!(rig.signals()[..], [Signal::Restart { .. }]));
     let (number, window) = rig.core.next_copy().unwrap();
     assert_eq!((window.offset, window.length, window.asked), (0, 1 << 20, true));
+    assert!(matches!(rig.signals()[..], [Signal::Ask { volume: 0, offset: 0, length: 0x10_0000, .. }]));
     let record = Record { volume: 0, kind: Kind::Trim, flags: RECORD_COPY, offset: 0, length: 1 << 20, checksum: 0 };
     let entry = Entry { record, place: Place(0), ticket: Ticket::NONE };
     rig.core.handle_copied(number, vec![entry], vec![(0, 1 << 20)], &mut rig.effects);
@@ -323,7 +326,6 @@ fn a_fresh_destination_gets_a_copy_and_the_fill_that_makes_it_whole() {
     let end = rig.frames();
     assert!(rig.core.copier().is_none() && end.len() == 1, "one more record says that all is copied");
     rig.written(end[0]);
-    assert!(matches!(rig.signals()[..], [Signal::Ask { .. }]));
     rig.acked(2);
     rig.turn();
     assert!(matches!(rig.signals()[..], [Signal::Sync { whole: true, .. }]));
