@@ -29,11 +29,19 @@ pub enum Bug {
     CopyStale,
     /// A flush is called done before the volumes are synced.
     SkipVolumeSync,
+    /// What a source writes while it is alone isn't marked in the dirty bitmap.
+    ForgetDirty,
+    /// The superblock calls a half clean before the dirty bitmap is stored.
+    CleanBeforeMap,
+    /// The destination puts a resync onto its images as it comes.
+    SkipStaging,
+    /// The destination drains its staging log behind the fills that came later.
+    DrainLate,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 11] = [
+    pub const ALL: [Bug; 15] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -45,6 +53,10 @@ impl Bug {
         Bug::ApplyVolatile,
         Bug::CopyStale,
         Bug::SkipVolumeSync,
+        Bug::ForgetDirty,
+        Bug::CleanBeforeMap,
+        Bug::SkipStaging,
+        Bug::DrainLate,
     ];
 }
 

@@ -43,6 +43,8 @@ pub struct Frame {
     pub mark: Mark,
     /// Bytes with header and padding.
     pub bytes: u64,
+    /// Whether it holds nothing but a resync's records.
+    pub copy: bool,
     /// Whether it must be on stable storage before it is acknowledged although the durability is `flush`.
     pub sync: bool,
 }
@@ -100,8 +102,8 @@ pub struct Half {
     pub applied: bool,
     /// Whether the superblock that calls it clean is being written.
     pub retiring: bool,
-    /// First-sync cursors of the volumes when it was sealed.
-    pub copied: Vec<u64>,
+    /// Ranges that the destination has as they are here once this fill is applied, as volume, start and end in bytes.
+    pub copied: Vec<(u16, u64, u64)>,
     /// Whether the image is a whole copy once it is applied.
     pub whole: bool,
 }

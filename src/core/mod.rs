@@ -6,9 +6,12 @@
 
 pub mod copy;
 pub mod destination;
+pub mod dirty;
 pub mod flush;
+pub mod grains;
 pub mod half;
 pub mod index;
+pub mod pace;
 pub mod policy;
 pub mod recovery;
 pub mod source;

@@ -220,10 +220,15 @@ impl Disk {
 
     /// Writes one block, durably.
     pub fn store_block(&self, block: &Block, offset: u64) -> Result<(), DiskError> {
-        let memory = Memory::map(BLOCK_BYTES).map_err(|error| self.error(&error))?;
+        self.store(block, offset)
+    }
+
+    /// Writes whole blocks, durably.
+    pub fn store(&self, blocks: &[u8], offset: u64) -> Result<(), DiskError> {
+        let memory = Memory::map(blocks.len()).map_err(|error| self.error(&error))?;
         // SAFETY: the mapping is new, and nobody else knows it.
-        let aligned = unsafe { memory.bytes_mut(Place(0), BLOCK_BYTES) };
-        aligned.copy_from_slice(block);
+        let aligned = unsafe { memory.bytes_mut(Place(0), blocks.len()) };
+        aligned.copy_from_slice(blocks);
         let written = self.file.write_all_at(aligned, offset).and_then(|()| self.file.sync_data());
         written.map_err(|error| self.error(&format!("can't be written at byte {offset}: {error}")))
     }

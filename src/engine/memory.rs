@@ -155,6 +155,13 @@ impl Pool {
         self.packing = None;
     }
 
+    /// The chunk of this place has one more user: a piece was divided, and each part is given back by itself.
+    pub fn share(&mut self, place: Place) {
+        for chunk in self.chunks(place, 1) {
+            self.users[chunk] += 1;
+        }
+    }
+
     /// Gives a range back.
     pub fn release(&mut self, place: Place, bytes: u64) {
         for chunk in self.chunks(place, bytes) {
@@ -199,6 +206,12 @@ mod tests {
         pool.release(c, bytes as u64);
         assert_eq!(pool.free_chunks(), 1);
         pool.release(b, 5000);
+        let (f, _) = pool.take(CHUNK_BYTES).unwrap();
+        pool.share(f);
+        pool.release(f, 4096);
+        assert_eq!(pool.free_chunks(), 0);
+        pool.release(Place(f.0 + 8192), 4096);
+        assert_eq!(pool.free_chunks(), 1);
         let (e, _) = pool.take(4096).unwrap();
         assert_eq!(e, Place(8192), "the packed chunk starts over once it is empty");
     }

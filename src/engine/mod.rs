@@ -8,6 +8,7 @@
 //! - `disk`: opening, locking and preallocating files and devices.
 //! - `zeroing`: ranges become zeros, by whatever way the device has.
 //! - `client`, `request`: NBD connections and what they ask for.
+//! - `sums`: the checksums by which both sides compare blocks.
 //! - `source`, `destination`: the two drivers of the core.
 
 mod client;
@@ -18,4 +19,5 @@ pub mod memory;
 mod request;
 pub mod ring;
 pub mod source;
+pub mod sums;
 mod zeroing;

@@ -182,6 +182,21 @@ pub fn follows(header: &Header, source: Id, fill: Fill, position: u64, after: Ma
 /// chain that breaks is taken for torn; nothing is lost by that, for such an image can't be promoted, and the source
 /// sends again what is missing.
 pub fn recover(halves: &impl Halves, source: Id, clean: Mark, vouched: bool) -> Result<Recovered, Damage> {
+    recover_by(halves, source, clean, vouched, |header| header.committed)
+}
+
+/// As [`recover`], in a source's own journal: there it counts as well what was answered while the source was alone.
+pub fn recover_source(halves: &impl Halves, source: Id, clean: Mark) -> Result<Recovered, Damage> {
+    recover_by(halves, source, clean, true, |header| header.committed.max(header.stable_here))
+}
+
+fn recover_by(
+    halves: &impl Halves,
+    source: Id,
+    clean: Mark,
+    vouched: bool,
+    word: fn(&Header) -> Seq,
+) -> Result<Recovered, Damage> {
     let mut found = Recovered { end: clean, ..Recovered::default() };
     let (first, second) = (clean.fill.next(), clean.fill.next().next());
     let mut broken = chain(halves, source, first, &mut found.end, &mut found.first);
@@ -194,7 +209,7 @@ pub fn recover(halves: &impl Halves, source: Id, clean: Mark, vouched: bool) -> 
     }
     let ours = headers(halves, source).filter(|header| header.fill >= first);
     let (later, known): (Vec<Header>, Vec<Header>) = ours.partition(|header| header.fill > second);
-    let committed = known.iter().map(|header| header.committed).max().unwrap_or_default();
+    let committed = known.iter().map(word).max().unwrap_or_default();
     let decision = chain::Found {
         frames: match (found.first.is_empty(), found.second.is_empty()) {
             (true, _) => chain::Frames::None,
@@ -223,7 +238,7 @@ pub fn recover(halves: &impl Halves, source: Id, clean: Mark, vouched: bool) -> 
                 "a frame of fill {last} is in the journal, so the superblock's last version, which called this fill \
                  clean, is lost"
             );
-            let committed = later.iter().map(|header| header.committed).max().unwrap_or_default().max(committed);
+            let committed = later.iter().map(word).max().unwrap_or_default().max(committed);
             Err(Damage { fill, position, reason, committed, held: found.end.seq })
         }
     }

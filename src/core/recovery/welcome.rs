@@ -46,8 +46,9 @@ fact! {
     /// What the destination holds, against the source's journal.
     Held, "it holds" {
         Nothing = "nothing",
-        Common = "a boundary of ours",
-        Older = "only what is older than our journal",
+        Common = "a boundary in our journal",
+        Known = "a boundary that our dirty bitmap reaches back to",
+        Older = "only what is older than either",
         Ahead = "only what is newer than our journal",
         Forked = "another history",
     }
@@ -89,7 +90,8 @@ fact! {
         Resume = "resume, nothing to copy",
         ResumeCopy = "resume, go on copying",
         ResumeCopyAgain = "resume, copy all again",
-        PartedOlder = "close: parted, it is behind",
+        Resync = "settle, begin anew, copy what is dirty",
+        ResyncAll = "settle, begin anew, compare all",
         PartedAhead = "close: parted, it is ahead",
         PartedForked = "close: parted",
         PartedApplied = "close: parted, in what is applied",
@@ -143,7 +145,32 @@ pub const TABLE: &[Row] = &[
         held: &[Held::Nothing],
         ..welcomed(StartOver, "it is new, or lost all; whatever we knew of its image is void")
     },
-    Row { held: &[Held::Older], ..welcomed(PartedOlder, "what it needs to continue is no longer in the journal") },
+    Row {
+        held: &[Held::Known],
+        applied: &[Applied::Fits, Applied::Behind],
+        there: &[There::Whole],
+        ..welcomed(Resync, "all that came behind that boundary is in the journal or marked as dirty")
+    },
+    Row {
+        held: &[Held::Known],
+        applied: &[Applied::Fits, Applied::Behind],
+        there: &[There::Partial],
+        here: &[Here::Partial],
+        ..welcomed(Resync, "what wasn't copied yet is still marked")
+    },
+    Row {
+        held: &[Held::Known],
+        applied: &[Applied::Fits, Applied::Behind],
+        there: &[There::Partial],
+        here: &[Here::Whole],
+        ..welcomed(ResyncAll, "it has forgotten that its image is whole, and so perhaps what it holds")
+    },
+    Row {
+        held: &[Held::Older],
+        applied: &[Applied::Fits, Applied::Behind],
+        ..welcomed(ResyncAll, "it is of this history, or of one that this source outran: nothing newer is there to lose")
+    },
+    Row { held: &[Held::Known, Held::Older], applied: &[Applied::Other], ..welcomed(PartedApplied, "an image can't take back what it holds") },
     Row {
         held: &[Held::Ahead],
         ..welcomed(PartedAhead, "it holds what this journal has lost: nobody may drop that unasked")

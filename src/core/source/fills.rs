@@ -2,12 +2,13 @@
 //!
 //! A half may be filled anew only when its fill is on the volumes, applied at the destination, and the superblock
 //! that says so is durable: recovery starts at the superblock's mark, so what it calls clean may be overwritten and
-//! what it doesn't must be there.
+//! what it doesn't must be there. Alone, the dirty bitmap takes the place of the destination: what the fill changed is
+//! marked there, durably, before the superblock calls it clean.
 
 use super::super::flush::{FlushOp, Step};
 use super::super::half::State;
 use super::super::{Durability, Place};
-use super::{Effect, Source};
+use super::{Effect, Resync, Source};
 use crate::canary::{Bug, sings};
 use crate::format::frame::padded;
 use crate::format::ids::Fill;
@@ -34,19 +35,11 @@ impl Source {
 
     /// Closes the open fill; the next one starts with the next frame.
     pub(super) fn seal_fill(&mut self, effects: &mut Vec<Effect>) {
-        let copied = match &self.copier {
-            Some(copier) => copier.copied().collect(),
-            // Complete; or not begun in this run, and then no further than the superblock says.
-            None if self.superblock.whole || self.whole_from.is_some() => {
-                self.superblock.volumes.iter().map(|volume| volume.size_bytes).collect()
-            }
-            None => Vec::new(),
-        };
         let whole = self.superblock.whole || self.whole_from.is_some_and(|fill| self.open >= fill);
         let half = &mut self.halves[self.open.half()];
         half.state = State::Sealed;
-        half.copied = copied;
         half.whole = whole;
+        half.copied.append(&mut self.equal);
         self.switch_wanted = false;
         effects.push(Effect::Switched(half.last));
         self.open = self.open.next();
@@ -79,18 +72,78 @@ impl Source {
                 }
             }
             let applied = half.applied || !self.shape.mirrored || sings(Bug::ReuseHalfEarly);
-            if half.state == State::Flushed && durable && !half.retiring && applied {
-                half.retiring = true;
-                self.superblock.clean = half.last;
-                // The next fill in this half says so in its headers: should this superblock be lost, they show it.
-                self.stable = self.stable.max(half.last.seq);
-                if self.shape.mirrored {
-                    self.superblock.whole |= half.whole;
+            if half.state == State::Flushed && durable && self.retiring.is_none() && !half.retiring {
+                if applied && self.shape.mirrored {
+                    self.retire_applied(fill);
+                } else if applied || (self.clock.alone && !self.link.is_up()) {
+                    self.retire_alone(fill);
                 }
-                self.superblock_dirty = true;
             }
         }
+        self.store_map(effects);
         self.write_superblock(effects);
+    }
+
+    /// The destination has this fill: what it brought isn't dirty any more.
+    fn retire_applied(&mut self, fill: Fill) {
+        self.retiring = Some(fill);
+        for (volume, start, end) in std::mem::take(&mut self.halves[fill.half()].copied) {
+            self.dirty.unmark(volume, start..end);
+        }
+    }
+
+    /// Nobody knows whether the destination has this fill: what it changed is dirty.
+    fn retire_alone(&mut self, fill: Fill) {
+        self.retiring = Some(fill);
+        if sings(Bug::ForgetDirty) {
+            return;
+        }
+        let half = &self.halves[fill.half()];
+        for record in half.entries.iter().map(|entry| &entry.record).filter(|record| record.length > 0) {
+            self.dirty.mark(record.volume, record.offset..record.end());
+        }
+    }
+
+    /// Stores the dirty bitmap, one write after the other, and only then lets the superblock call a half clean.
+    fn store_map(&mut self, effects: &mut Vec<Effect>) {
+        if self.map_writing {
+            return;
+        }
+        let retiring = self.retiring.is_some() && !sings(Bug::CleanBeforeMap);
+        let wanted = retiring || self.link.waits_for_map();
+        let mut bytes = Vec::new();
+        if wanted
+            && let Some(at) = self.dirty.next_write(&mut bytes)
+        {
+            self.map_writing = true;
+            return effects.push(Effect::WriteMap(bytes, at));
+        }
+        let Some(fill) = self.retiring.take() else { return };
+        let half = &self.halves[fill.half()];
+        let (last, whole, applied) = (half.last, half.whole, half.applied && self.shape.mirrored);
+        if applied {
+            // It got here over the stream, so it is nowhere else any more.
+            self.superblock.known.clear();
+            if whole && !self.superblock.whole {
+                self.superblock.whole = true;
+                self.whole_from = None;
+                effects.push(Effect::Resync(Resync::Whole));
+            }
+            self.stable_both = self.stable_both.max(last.seq);
+        } else {
+            self.remember();
+        }
+        self.halves[fill.half()].retiring = true;
+        self.superblock.clean = last;
+        // The next fill in this half says so in its headers: should this superblock be lost, they show it.
+        self.stable = self.stable.max(last.seq);
+        self.settle_lack();
+        self.superblock_dirty = true;
+    }
+
+    /// The blocks of the dirty bitmap are durable.
+    pub fn handle_map_written(&mut self) {
+        self.map_writing = false;
     }
 
     pub(super) fn write_superblock(&mut self, effects: &mut Vec<Effect>) {

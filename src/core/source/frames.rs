@@ -1,19 +1,17 @@
 //! Records become frames, and frames become committed.
 //!
 //! Group commit comes from load alone: an idle source frames a record at once; while frames are under way, arriving
-//! records gather. A frame is committed when it and every frame before it are stored on both sides: only then are
-//! its records answered, and only then do reads see them, so that no client acts on bytes that a crash could undo.
+//! records gather. A frame is committed when it and every frame before it are stored on both sides (while the source is
+//! alone: on this one). Only then are its records answered, and only then do reads see them, so that no client acts on
+//! bytes that a crash could undo.
 
-use super::super::copy::Copier;
 use super::super::half::{Entry, Frame, State, Ticket};
 use super::super::{Durability, Place};
 use super::{Effect, FrameId, Headers, Source};
 use crate::canary::{Bug, sings};
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Kind, RECORD_COPY, RECORD_FUA, Record, padded};
 use crate::format::ids::{Mark, Seq};
-use crate::limits::{
-    BLOCK_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_RECORDS_PER_FRAME,
-};
+use crate::limits::{BLOCK_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_RECORDS_PER_FRAME};
 use std::time::Duration;
 
 /// Payload that makes another frame worth its header and its system calls while others are under way, in bytes.
@@ -33,6 +31,12 @@ pub(super) struct Flight {
     pub stable: bool,
     /// Whether reads see it already (it was recovered).
     pub indexed: bool,
+    /// Whether it holds nothing but a resync's records.
+    pub copy: bool,
+    /// When it was made.
+    pub made_at: Duration,
+    /// Whether a window of a resync was under way then.
+    pub disturbed: bool,
 }
 
 impl Source {
@@ -51,7 +55,9 @@ impl Source {
     }
 
     fn frame_is_due(&self) -> bool {
-        let under_way = if self.link.is_up() { self.flights.len() } else { self.unwritten };
+        // What a resync has under way makes no client wait.
+        let clients = |flight: &&Flight| !flight.copy && (self.can_be_stored() || !flight.written);
+        let under_way = self.flights.iter().filter(clients).take(BUSY).count();
         if self.unwritten >= MAX_FRAMES_IN_FLIGHT {
             return false;
         }
@@ -77,7 +83,7 @@ impl Source {
     }
 
     /// Opens the half that a frame of this size goes to, switching where it doesn't fit; false: wait.
-    fn make_room(&mut self, bytes: usize, effects: &mut Vec<Effect>) -> bool {
+    pub(super) fn make_room(&mut self, bytes: usize, effects: &mut Vec<Effect>) -> bool {
         let half = &self.halves[self.open.half()];
         if half.state == State::Open
             && (half.end + bytes as u64 > self.superblock.half_bytes
@@ -97,7 +103,7 @@ impl Source {
         (self.superblock.half_bytes as usize / BLOCK_BYTES) * 2
     }
 
-    fn make_frame(&mut self, now: Duration, entries: &[Entry], headers: &mut impl Headers, effects: &mut Vec<Effect>) {
+    pub(super) fn make_frame(&mut self, now: Duration, entries: &[Entry], headers: &mut impl Headers, effects: &mut Vec<Effect>) {
         let forced = |record: &Record| record.kind == Kind::Flush || record.flags & RECORD_FUA != 0;
         let sync = self.shape.durability == Durability::Flush && entries.iter().any(|entry| forced(&entry.record));
         let half = &mut self.halves[self.open.half()];
@@ -114,7 +120,7 @@ impl Source {
             fill: self.open,
             position: half.end,
             first,
-            committed: self.stable,
+            committed: self.stable_both,
             stable_here: self.stable,
             previous: self.last.digest,
             payload_bytes: 0,
@@ -134,8 +140,10 @@ impl Source {
             first,
             mark: self.last,
             bytes,
+            copy: entries.iter().all(|entry| entry.record.flags & RECORD_COPY != 0),
             sync,
         };
+        let copy = frame.copy;
         let id = FrameId { fill: self.open, index: half.frames.len() };
         half.end += bytes;
         half.last = self.last;
@@ -148,63 +156,35 @@ impl Source {
             }
         }
         let stable = sync || self.shape.durability == Durability::Always;
-        self.flights.push_back(Flight { id, first, last, written: false, sync, stable, indexed: false });
+        let disturbed = self.copier.as_ref().is_some_and(|copier| copier.under_way() > 0);
+        self.flights.push_back(Flight {
+            id,
+            first,
+            last,
+            written: false,
+            sync,
+            stable,
+            indexed: false,
+            copy,
+            made_at: now,
+            disturbed,
+        });
         self.unwritten += 1;
         effects.push(Effect::WriteFrame(id));
     }
 
-    fn make_copy_frames(&mut self, now: Duration, headers: &mut impl Headers, effects: &mut Vec<Effect>) {
-        while self.unwritten < MAX_FRAMES_IN_FLIGHT
-            && let Some((slot, entries)) = self.copied_windows.pop()
-        {
-            let last = self.last.seq;
-            if !self.copier.as_mut().is_some_and(|copier| copier.still_true(slot, last)) {
-                release(&entries, effects);
-                continue;
-            }
-            let payload: usize = entries.iter().map(|entry| padded(entry.record.payload_bytes())).sum();
-            if !self.make_room(BLOCK_BYTES + payload, effects) {
-                self.copied_windows.push((slot, entries));
-                return;
-            }
-            self.make_frame(now, &entries, headers, effects);
-            let last = self.last.seq;
-            if let Some(copier) = &mut self.copier {
-                copier.handle_sent(slot, last);
-            }
-        }
-    }
-
-    /// A window of the first sync was read; these records hold it.
-    pub fn handle_copied(&mut self, slot: usize, entries: Vec<Entry>, effects: &mut Vec<Effect>) {
-        if self.copier.as_mut().is_some_and(|copier| copier.handle_read(slot)) {
-            self.copied_windows.push((slot, entries));
-        } else {
-            release(&entries, effects);
-        }
-    }
-
-    /// The next window of the first sync to be read, where one may be read now.
-    pub fn next_copy(&mut self) -> Option<(usize, super::super::copy::Window)> {
-        let (last, committed) = (self.last.seq, self.committed);
-        let up = self.link.is_up() && !self.fenced();
-        self.copier.as_mut().filter(|_| up)?.next(last, committed)
-    }
-
     /// The frame is in the journal (with `durability = always`: on stable storage).
-    pub fn handle_frame_written(&mut self, id: FrameId, effects: &mut Vec<Effect>) {
+    pub fn handle_frame_written(&mut self, id: FrameId) {
         if let Some(flight) = self.flights.iter_mut().find(|flight| flight.id == id) {
             flight.written = true;
             self.unwritten -= 1;
-            self.commit(effects);
         }
     }
 
     /// What was in the journal when the sync was asked for is on stable storage.
-    pub fn handle_journal_synced(&mut self, effects: &mut Vec<Effect>) {
+    pub fn handle_journal_synced(&mut self) {
         if let Some(seq) = self.syncing.take() {
             self.synced = seq;
-            self.commit(effects);
         }
     }
 
@@ -226,17 +206,25 @@ impl Source {
         }
     }
 
-    /// Commits what both sides have, in order.
+    /// Commits what both sides have, or what this one has while it is alone, in order.
     pub(super) fn commit(&mut self, effects: &mut Vec<Effect>) {
+        let elsewhere = self.shape.mirrored && !self.clock.alone;
         while let Some(flight) = self.flights.front() {
             let here = flight.written && (!flight.sync || self.synced >= flight.last);
-            let there = !self.shape.mirrored || self.acked >= flight.last || sings(Bug::AnswerBeforePeer);
-            if !here || !there {
+            let acked = self.acked >= flight.last;
+            if !here || (elsewhere && !acked && !sings(Bug::AnswerBeforePeer)) {
                 break;
             }
             let (id, indexed, last) = (flight.id, flight.indexed, flight.last);
             if flight.stable {
                 self.stable = last;
+                if acked {
+                    self.stable_both = last;
+                }
+            }
+            if !flight.copy && !indexed {
+                let now = self.clock.now;
+                self.pace.handle_answer(now, now.saturating_sub(flight.made_at), flight.disturbed);
             }
             self.flights.pop_front();
             self.committed = last;
@@ -249,14 +237,6 @@ impl Source {
                     effects.push(Effect::Answer(entry.ticket));
                 }
             }
-        }
-        if self.copier.as_ref().is_some_and(|copier| copier.done(self.committed)) {
-            self.copier = None;
-            // The image is whole once the fill with the last window is applied; no reason to wait for it to fill up.
-            let fill = self.last.fill;
-            self.whole_from = Some(fill);
-            self.switch_wanted = true;
-            self.halves.iter_mut().filter(|h| h.state == State::Sealed && h.fill >= fill).for_each(|h| h.whole = true);
         }
     }
 
@@ -288,6 +268,7 @@ impl Source {
                 first,
                 mark: frame.mark,
                 bytes,
+                copy: half.entries[start..].iter().all(|entry| entry.record.flags & RECORD_COPY != 0),
                 sync: false,
             });
             half.end = frame.header.position + bytes;
@@ -297,7 +278,18 @@ impl Source {
             if !stable {
                 self.volatile_until = last;
             }
-            self.flights.push_back(Flight { id, first, last, written: true, sync: false, stable, indexed: true });
+            self.flights.push_back(Flight {
+                id,
+                first,
+                last,
+                written: true,
+                sync: false,
+                stable,
+                indexed: true,
+                copy: false,
+                made_at: Duration::ZERO,
+                disturbed: false,
+            });
         }
         half.last = found.last().map_or(half.last, |frame| frame.mark);
         half.whole = self.superblock.whole;
@@ -318,18 +310,6 @@ impl Source {
             add(entry.place, padded(entry.record.payload_bytes()) as u64);
         }
         Some(frame)
-    }
-
-    /// Starts the first sync, or continues it from the superblock's cursors.
-    pub(super) fn start_copy(&mut self, effects: &mut Vec<Effect>) {
-        for (_, entries) in self.copied_windows.drain(..) {
-            release(&entries, effects);
-        }
-        let sizes: Vec<u64> = self.superblock.volumes.iter().map(|volume| volume.size_bytes).collect();
-        let copied = vec![0; sizes.len()];
-        self.copies += 1;
-        self.copier = Some(Copier::new(self.copies, sizes, copied));
-        self.whole_from = None;
     }
 }
 

@@ -1,26 +1,27 @@
 //! What the destination is sent and what it reports.
-//!
-//! Within an epoch the source is the authority. On connecting, the destination names the last frames it holds; the
-//! newest that this source knows is the common one. The destination drops what comes after it (it was never
-//! answered), and everything after it that the halves hold is sent, the sync signals in between.
 
 use super::super::half::State;
-use super::super::recovery::welcome::{self as meeting, Action, Applied, Fence, Held, Here, There};
 use super::{Effect, FrameId, Source};
 use crate::format::block::Block;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
-use crate::format::wire::{Report, Signal, Welcome};
-use std::cmp::Ordering;
+use crate::format::wire::{Report, Signal};
 
 /// The connection to the destination.
 #[derive(Debug)]
 pub enum Link {
     /// There is none.
     Down,
+    /// The destination drops what it holds beyond a common boundary and applies the rest; then the order begins anew.
+    Settling {
+        /// The boundary.
+        common: Mark,
+        /// Whether it was told.
+        told: bool,
+    },
     /// Frames are being sent.
     Up {
-        /// The signal to be sent before anything else.
-        first: Option<Signal>,
+        /// What must be sent before anything else.
+        first: Option<First>,
         /// A sync signal that follows it, for a fill that is clean here already.
         again: Option<Signal>,
         /// The last record that the destination had when the connection was made.
@@ -29,13 +30,29 @@ pub enum Link {
         fill: Fill,
         /// Its next frame.
         index: usize,
+        /// The last record that was sent, or that the destination had.
+        sent: Seq,
     },
 }
 
+/// The first word over a connection.
+#[derive(Debug)]
+pub enum First {
+    /// This signal.
+    Signal(Signal),
+    /// The order begins anew at the clean mark as it is when that is sent.
+    Restart,
+}
+
 impl Link {
-    /// Whether there is a connection.
+    /// Whether there is a connection over which frames go.
     pub fn is_up(&self) -> bool {
         matches!(self, Link::Up { .. })
+    }
+
+    /// Whether nothing can be sent before the dirty bitmap is stored.
+    pub(super) fn waits_for_map(&self) -> bool {
+        matches!(self, Link::Up { first: Some(First::Restart), .. })
     }
 }
 
@@ -49,160 +66,64 @@ pub enum Send {
 }
 
 impl Source {
-    /// A destination answered our hello.
-    pub fn handle_welcome(&mut self, welcome: &Welcome, effects: &mut Vec<Effect>) {
-        let common = welcome.boundaries.iter().rev().find(|mark| self.knows(**mark)).copied();
-        let newest = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
-        let found = meeting::Found {
-            verdict: welcome.verdict.into(),
-            epochs: match welcome.epoch.cmp(&self.superblock.epoch) {
-                Ordering::Less => meeting::Epochs::Older,
-                Ordering::Equal => meeting::Epochs::Same,
-                Ordering::Greater => meeting::Epochs::Newer,
-            },
-            fence: if self.fenced() { Fence::Fenced } else { Fence::Free },
-            held: match common {
-                _ if welcome.fresh => Held::Nothing,
-                Some(_) => Held::Common,
-                None if newest.seq > self.last.seq => Held::Ahead,
-                None if newest.seq < self.superblock.clean.seq => Held::Older,
-                None => Held::Forked,
-            },
-            applied: self.compare_applied(welcome.applied),
-            there: if welcome.whole { There::Whole } else { There::Partial },
-            here: if self.superblock.whole { Here::Whole } else { Here::Partial },
-        };
-        let (epoch, ours) = (welcome.epoch, self.superblock.epoch);
-        let (clean, last) = (self.superblock.clean, self.last);
-        let close = match found.decide().action {
-            Action::StayFenced => return self.handle_fenced(epoch, effects),
-            Action::StartOver => return self.start_over(effects),
-            Action::Resume => return self.resume(common.unwrap_or(clean), found.applied, welcome, effects),
-            Action::ResumeCopy => return self.resume(common.unwrap_or(clean), found.applied, welcome, effects),
-            Action::ResumeCopyAgain => {
-                self.forget_copy();
-                return self.resume(common.unwrap_or(clean), found.applied, welcome, effects);
-            }
-            Action::GiveUp => welcome.reason.clone(),
-            Action::CloseOlder => format!(
-                "the destination lives in epoch {epoch}, this source in {ours}: it is out of date. If this source's volumes \
-                 are right, remove the destination's folder of this source, and everything is copied again"
-            ),
-            Action::CloseFenced => {
-                format!("this source was fenced: another side was promoted in epoch {}", self.superblock.fenced_by)
-            }
-            Action::PartedOlder => format!(
-                "the destination holds {newest}, which this source's journal no longer reaches back to (it has {clean} to \
-                 {last}): the two have parted. If this source's volumes are right, remove the destination's folder of this \
-                 source, and everything is copied again"
-            ),
-            Action::PartedAhead => format!(
-                "the destination holds {newest}, but this source's journal ends at {last}: the two have parted, and the \
-                 destination may hold answered writes that are lost here. Promote it; or, if this source's volumes are \
-                 right all the same, remove the destination's folder of this source, and everything is copied again"
-            ),
-            Action::PartedForked => format!(
-                "the destination holds {newest}, which isn't in this source's journal (it has {clean} to {last}): the two \
-                 have parted. If this source's volumes are right, remove the destination's folder of this source, and \
-                 everything is copied again"
-            ),
-            Action::PartedApplied => format!(
-                "the destination applied {}, which this source never called complete (it has {clean} to {last}): the two \
-                 have parted. If this source's volumes are right, remove the destination's folder of this source, and \
-                 everything is copied again",
-                welcome.applied
-            ),
-        };
-        effects.push(Effect::ClosePeer(close));
-    }
-
-    /// What a destination applied, against what it was told to.
-    fn compare_applied(&self, applied: Mark) -> Applied {
-        let same = |ours: Mark| (ours.seq, ours.digest) == (applied.seq, applied.digest);
-        let clean = self.superblock.clean;
-        let half = &self.halves[applied.fill.half()];
-        match applied.fill.cmp(&clean.fill) {
-            Ordering::Less => Applied::Behind,
-            Ordering::Equal if same(clean) => Applied::Fits,
-            Ordering::Greater if half.fill == applied.fill && half.state >= State::Sealed && same(half.last) => {
-                Applied::Fits
-            }
-            _ => Applied::Other,
-        }
-    }
-
-    /// The destination holds nothing.
-    fn start_over(&mut self, effects: &mut Vec<Effect>) {
-        self.forget_copy();
-        self.halves.iter_mut().for_each(|half| half.applied = false);
-        let clean = self.superblock.clean;
-        self.start_link(Signal::Restart { at: clean }, None, clean, effects);
-        self.start_copy(effects);
-        self.commit(effects);
-    }
-
-    /// The destination goes on from a common boundary.
-    fn resume(&mut self, common: Mark, applied: Applied, welcome: &Welcome, effects: &mut Vec<Effect>) {
-        let clean = self.superblock.clean;
-        self.handle_applied(welcome.applied, effects);
-        // This source went on without it for a while, or it has lost a state: it holds that fill, but no signal follows
-        // for what is clean here.
-        let again = (applied == Applied::Behind).then_some(Signal::Sync { last: clean, whole: welcome.whole });
-        self.start_link(Signal::Resume { common }, again, common, effects);
-        self.superblock.whole = welcome.whole;
-        if !self.superblock.whole && self.copier.is_none() && self.whole_from.is_none() {
-            self.start_copy(effects);
-        }
-        self.commit(effects);
-    }
-
-    /// Whatever was copied so far doesn't count any more, and no fill makes the image whole before all is copied.
-    fn forget_copy(&mut self) {
-        self.superblock.whole = false;
-        self.superblock_dirty = true;
-        self.copier = None;
-        self.whole_from = None;
-        for half in &mut self.halves {
-            half.whole = false;
-            half.copied.fill(0);
-        }
-    }
-
-    /// Whether a boundary is one of ours.
-    fn knows(&self, mark: Mark) -> bool {
-        let same = |ours: Mark| ours.seq == mark.seq && ours.digest == mark.digest;
-        let live = self.halves.iter().filter(|half| half.state != State::Clean);
-        same(self.superblock.clean)
-            || live
-                .flat_map(|half| half.frames.binary_search_by_key(&mark.seq, |f| f.mark.seq).map(|i| &half.frames[i]))
-                .any(|frame| same(frame.mark))
-    }
-
-    fn start_link(&mut self, first: Signal, again: Option<Signal>, common: Mark, effects: &mut Vec<Effect>) {
+    /// Frames go over the connection from now on, those behind record `resumed`.
+    pub(super) fn link_up(&mut self, first: First, again: Option<Signal>, resumed: Seq) {
         // From the oldest fill that isn't clean: its sync signal may have been lost with the last connection.
         let fill = self.superblock.clean.fill.next();
-        self.link = Link::Up { first: Some(first), again, resumed: common.seq, fill, index: 0 };
-        self.acked = common.seq;
-        self.commit(effects);
+        self.link = Link::Up { first: Some(first), again, resumed, fill, index: 0, sent: resumed };
     }
 
-    /// The connection is gone. Writes wait from now on.
-    pub fn handle_link_down(&mut self) {
+    /// The connection is gone.
+    pub fn handle_link_down(&mut self, effects: &mut Vec<Effect>) {
         self.link = Link::Down;
+        self.clock.ping = false;
+        self.drop_copy(effects);
     }
 
     /// What to send next, in order.
     pub fn next_to_send(&mut self) -> Option<Send> {
-        let Link::Up { first, again, resumed, fill, index } = &mut self.link else { return None };
-        // That a copy starts over must be durable here before the destination acts on it: a source that forgot it in a
-        // crash would call an image whole that never was copied.
-        let durable = !self.superblock_dirty && !self.superblock_writing;
-        match first {
-            Some(Signal::Restart { .. }) if !durable => return None,
-            _ => {}
+        if self.clock.ping && !matches!(self.link, Link::Down) {
+            self.clock.ping = false;
+            let ping = Signal::Ping { answered: self.committed, alone: self.clock.alone };
+            return Some(Send::Block(ping.encode()));
         }
-        if let Some(signal) = first.take().or_else(|| again.take()) {
+        // That the order begins anew, and what is dirty, must be durable here before the destination acts on it: a source
+        // that forgot it in a crash would call an image whole that never was copied. And no half may become clean then.
+        let durable = !self.superblock_dirty
+            && !self.superblock_writing
+            && self.stale_copies == 0
+            && self.dirty.is_stored()
+            && self.ready_to_meet();
+        let clean = self.superblock.clean;
+        let (first, again, resumed, fill, index, sent) = match &mut self.link {
+            Link::Down => return None,
+            Link::Settling { told: true, .. } => return None,
+            Link::Settling { common, told } => {
+                *told = true;
+                return Some(Send::Block(Signal::Settle { common: *common }.encode()));
+            }
+            Link::Up { first, again, resumed, fill, index, sent } => (first, again, resumed, fill, index, sent),
+        };
+        match first.take() {
+            Some(First::Restart) if !durable => {
+                *first = Some(First::Restart);
+                return None;
+            }
+            Some(First::Restart) => {
+                (*resumed, *sent, *fill, *index) = (clean.seq, clean.seq, clean.fill.next(), 0);
+                self.acked = clean.seq;
+                return Some(Send::Block(Signal::Restart { at: clean }.encode()));
+            }
+            Some(First::Signal(signal)) => return Some(Send::Block(signal.encode())),
+            None => {}
+        }
+        if let Some(signal) = again.take() {
             return Some(Send::Block(signal.encode()));
+        }
+        if let Some(question) = self.copier.as_mut().and_then(|copier| copier.next_question(*sent)) {
+            let (id, length) = (question.number as u64, question.length as u32);
+            let ask = Signal::Ask { id, volume: question.volume, offset: question.offset, length };
+            return Some(Send::Block(ask.encode()));
         }
         loop {
             let half = &self.halves[fill.half()];
@@ -218,6 +139,8 @@ impl Source {
                 let id = FrameId { fill: *fill, index: *index };
                 *index += 1;
                 if frame.mark.seq > *resumed {
+                    *sent = frame.mark.seq;
+                    self.sent = self.sent.max(*sent);
                     return Some(Send::Frame(id));
                 }
                 continue;
@@ -234,25 +157,37 @@ impl Source {
         }
     }
 
+    /// Whether what is sent next is in the fill that is open.
+    pub(super) fn sends_newest(&self) -> bool {
+        match &self.link {
+            Link::Up { first: None, fill, .. } => *fill >= self.open || self.last.seq == self.acked,
+            _ => false,
+        }
+    }
+
     /// The destination reports.
     pub fn handle_report(&mut self, report: Report, effects: &mut Vec<Effect>) {
+        self.clock.heard = true;
         match report {
             Report::Stored(seq) if seq > self.last.seq => {
                 effects.push(Effect::ClosePeer(format!(
                     "the destination acknowledges record {seq}, which was never sent"
                 )));
             }
-            Report::Stored(seq) => {
-                self.acked = self.acked.max(seq);
-                self.commit(effects);
-            }
+            Report::Stored(seq) => self.acked = self.acked.max(seq),
             Report::Applied(mark) => self.handle_applied(mark, effects),
             Report::Fenced(epoch) => self.handle_fenced(epoch, effects),
-            Report::Settled(_) | Report::Pong | Report::Sums { .. } => {}
+            Report::Settled(mark) => match self.link {
+                Link::Settling { common, told: true } if common == mark => self.begin_anew(effects),
+                _ => effects.push(Effect::ClosePeer(format!(
+                    "the destination settled at {mark}, which it wasn't asked for"
+                ))),
+            },
+            Report::Pong | Report::Sums { .. } => {}
         }
     }
 
-    fn handle_applied(&mut self, mark: Mark, effects: &mut Vec<Effect>) {
+    pub(super) fn handle_applied(&mut self, mark: Mark, effects: &mut Vec<Effect>) {
         // A fill that is clean here was applied before; a report that was late says nothing new.
         if mark.fill <= self.superblock.clean.fill {
             return;
@@ -272,7 +207,7 @@ impl Source {
         self.verified = self.verified.max(mark.seq);
     }
 
-    fn handle_fenced(&mut self, epoch: Epoch, effects: &mut Vec<Effect>) {
+    pub(super) fn handle_fenced(&mut self, epoch: Epoch, effects: &mut Vec<Effect>) {
         // Each promote raises the epoch: one of an earlier epoch, or of none, takes nothing from this source.
         if epoch <= self.superblock.epoch {
             return effects.push(Effect::ClosePeer(format!(

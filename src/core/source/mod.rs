@@ -3,6 +3,9 @@
 //! - `frames`: records become frames; frames become committed, in order.
 //! - `fills`: halves switch, are flushed, and become clean again.
 //! - `link`: what the destination is sent and what it reports.
+//! - `meeting`: how the source goes on with a destination that answered its hello.
+//! - `mode`: how long the destination may be away, and what becomes of writes then.
+//! - `resync`: contents of the volumes go through the stream, and the dirty bitmap that says which.
 //!
 //! The engine calls [`Source::handle_turn`] once after each batch of events; everything that can be gathered from
 //! load is gathered there.
@@ -10,12 +13,18 @@
 mod fills;
 mod frames;
 mod link;
+mod meeting;
+mod mode;
+mod resync;
 #[cfg(test)]
 mod tests;
 
-use super::copy::Copier;
+use super::copy::{Copier, Tally};
+use super::dirty::Dirty;
 use super::half::{Entry, Half, State, Ticket};
 use super::index::{self, Index, Segment};
+use super::pace::Pace;
+use super::policy::{Mode, Policy};
 use super::recovery::Recovered;
 use super::{Durability, Place};
 use crate::format::block::Block;
@@ -24,6 +33,7 @@ use crate::format::ids::{Epoch, Fill, Mark, Seq};
 use crate::format::superblock::Superblock;
 use frames::Flight;
 pub use link::{Link, Send};
+use mode::Clock;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
@@ -35,8 +45,12 @@ pub struct Shape {
     pub durability: Durability,
     /// Whether there is a destination at all.
     pub mirrored: bool,
+    /// What becomes of writes while the destination is away.
+    pub policy: Policy,
     /// Age at which a half is switched though it isn't full.
     pub max_age: Duration,
+    /// What time it is at [`Duration::ZERO`] of this run, in seconds since 1970: for what people are told only.
+    pub started_unix_s: u64,
 }
 
 /// What must happen outside.
@@ -48,8 +62,12 @@ pub enum Effect {
     SyncJournal,
     /// Answer the request: its record is as safe as promised.
     Answer(Ticket),
+    /// Answer the request with an error: its record may or may not come to be.
+    Fail(Ticket),
     /// Write this block to the journal, durably, and report [`Source::handle_superblock_written`].
     WriteSuperblock(Box<Block>, u64),
+    /// Write these blocks of the dirty bitmap, durably, at this place within it, and report [`Source::handle_map_written`].
+    WriteMap(Vec<u8>, u64),
     /// Sync this volume's device and report [`Source::handle_volume_synced`].
     SyncVolume(u16),
     /// This memory isn't needed any more.
@@ -62,6 +80,29 @@ pub enum Effect {
     SyncDone(u64),
     /// A fill was switched; for the log.
     Switched(Mark),
+    /// The source stands otherwise towards its destination from now on; for the log.
+    Mode(Mode),
+    /// A resync began or ended; for the log.
+    Resync(Resync),
+    /// A verify is over: what it has found, or why it has no result.
+    Verified(Result<Tally, &'static str>),
+}
+
+/// What happens to a resync.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resync {
+    /// So many bytes are to be compared and sent where they differ. `all`: everything, for what the destination lacks isn't
+    /// known.
+    Began {
+        /// Bytes.
+        bytes: u64,
+        /// Whether that is all there are.
+        all: bool,
+    },
+    /// The destination holds everything, though perhaps not on its images yet.
+    Sent(Tally),
+    /// The destination has a whole copy.
+    Whole,
 }
 
 /// Names a frame while its fill isn't clean.
@@ -97,8 +138,10 @@ pub struct Source {
     /// Boundary after the last frame.
     last: Mark,
     committed: Seq,
-    /// Up to here everything is known to be on stable storage on both sides.
+    /// Up to here everything is known to be on stable storage in this journal.
     stable: Seq,
+    /// Up to here everything is known to be on stable storage on both sides.
+    stable_both: Seq,
     synced: Seq,
     /// Up to here frames were recovered that the destination may hold without having made them stable.
     volatile_until: Seq,
@@ -112,20 +155,33 @@ pub struct Source {
     stale_copies: u8,
     switch_wanted: bool,
     syncs: Vec<(Fill, u64)>,
+    dirty: Dirty,
+    map_writing: bool,
+    /// The half that will be called clean once the dirty bitmap is stored.
+    retiring: Option<Fill>,
+    /// The last record that was ever sent to the destination, or may have been by a run before.
+    sent: Seq,
     copier: Option<Copier>,
-    copied_windows: Vec<(usize, Vec<Entry>)>,
+    copied_windows: Vec<resync::Ready>,
+    /// Ranges that were found to be equal on both sides since the last fill was sealed. They stay dirty until the records
+    /// behind which they were compared are on both sides' devices.
+    equal: Vec<(u16, u64, u64)>,
     copies: usize,
+    /// The fill whose apply makes the destination's copy whole.
     whole_from: Option<Fill>,
+    pace: Pace,
+    clock: Clock,
     scratch: Box<Block>,
 }
 
 impl Source {
     /// A source that continues from what its journal holds. `superblock` is the one that was made durable for this
     /// run (its incarnation is already raised); `places` gives, frame by frame, where the recovered header blocks
-    /// are in memory, each followed by its payloads, and hands out the records.
+    /// are in memory, each followed by its payloads, and hands out the records. `dirty` is the bitmap as it is stored.
     pub fn recover(
         shape: Shape,
         superblock: Superblock,
+        dirty: Dirty,
         recovered: Recovered,
         mut places: impl FnMut(FrameId, u64) -> (Place, Vec<Entry>),
     ) -> Source {
@@ -143,6 +199,7 @@ impl Source {
             last: clean,
             committed: clean.seq,
             stable: clean.seq,
+            stable_both: clean.seq,
             synced: clean.seq,
             volatile_until: clean.seq,
             syncing: None,
@@ -154,10 +211,17 @@ impl Source {
             stale_copies: 0,
             switch_wanted: false,
             syncs: Vec::new(),
+            dirty,
+            map_writing: false,
+            retiring: None,
+            sent: recovered.end.seq,
             copier: None,
             copied_windows: Vec::new(),
+            equal: Vec::new(),
             copies: 0,
             whole_from: None,
+            pace: Pace::default(),
+            clock: Clock::new(&shape, &superblock),
             scratch: Box::new([0; crate::limits::BLOCK_BYTES]),
             shape,
             superblock,
@@ -165,10 +229,7 @@ impl Source {
         for frames in [recovered.first, recovered.second] {
             source.adopt(frames, &mut places);
         }
-        if !source.shape.mirrored {
-            // Whatever a destination once had is out of date from the first write on.
-            source.superblock.whole = false;
-        }
+        source.start_mode();
         source
     }
 
@@ -208,22 +269,30 @@ impl Source {
 
     /// Call once after each batch of events.
     pub fn handle_turn(&mut self, now: Duration, headers: &mut impl Headers, effects: &mut Vec<Effect>) {
+        self.tick(now);
         if self.fenced() {
             return;
         }
+        self.turn_mode(effects);
         self.commit(effects);
         self.switch_if_due(now, effects);
         self.make_frames(now, headers, effects);
         self.sync_if_due(effects);
         self.advance_halves(effects);
+        self.finish_copy(effects);
         self.finish_syncs(effects);
     }
 
     /// The next moment at which [`Source::handle_turn`] should be called though nothing happens.
     pub fn next_deadline(&self) -> Option<Duration> {
+        if self.fenced() {
+            return None;
+        }
         let half = &self.halves[self.open.half()];
         let may = self.can_switch() && half.state == State::Open && self.can_be_stored();
-        half.opened_at.filter(|_| may).map(|opened| opened + self.shape.max_age)
+        let aged = half.opened_at.filter(|_| may).map(|opened| opened + self.shape.max_age);
+        let paced = self.copier.as_ref().and_then(|_| self.pace.deadline(self.clock.now));
+        aged.into_iter().chain(paced).chain(self.mode_deadline()).min()
     }
 
     /// Whether another side was promoted.
@@ -276,13 +345,18 @@ impl Source {
         self.flights.iter().find(|flight| !flight.written).map_or(self.last.seq, |flight| Seq(flight.first.0 - 1))
     }
 
-    /// Whether the first sync is still going on, and how far each volume is.
-    pub fn copied(&self) -> Option<Vec<u64>> {
-        self.copier.as_ref().map(|copier| copier.copied().collect())
+    /// What is marked in the dirty bitmap, in bytes.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty.grains().bytes()
     }
 
-    /// Whether anything stands in the way of storing records on both sides.
+    /// The resync or verify that goes on.
+    pub fn copier(&self) -> Option<&Copier> {
+        self.copier.as_ref()
+    }
+
+    /// Whether records can be stored everywhere where they must be before they are answered.
     fn can_be_stored(&self) -> bool {
-        self.link.is_up() || !self.shape.mirrored
+        self.link.is_up() || !self.shape.mirrored || self.clock.alone
     }
 }

@@ -7,7 +7,7 @@ use crate::engine::client::{CLIENT_BYTES, Client, Payload, Piece, Stage};
 use crate::engine::request::Kind as RequestKind;
 use crate::format::checksum::crc32c;
 use crate::format::frame::{Kind, RECORD_FUA, RECORD_NO_HOLE, Record, padded};
-use crate::format::nbd::{Command, ExportShape, Negotiated, REQUEST_BYTES, RawRequest, check};
+use crate::format::nbd::{Command, Errno, ExportShape, Negotiated, REQUEST_BYTES, RawRequest, check};
 use crate::limits::{CHUNK_BYTES, MAX_CLIENTS, READ_MEMORY_BYTES};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -176,6 +176,10 @@ impl Engine {
             command,
             Command::Read { .. } | Command::BlockStatus { .. } | Command::Cache { .. } | Command::Disconnect
         );
+        if changes && self.core.failing() {
+            self.refuse(client, cookie, &command);
+            return true;
+        }
         // While the destination is away writes wait, reads go on.
         if changes && !self.core.accepting() {
             return false;
@@ -212,6 +216,18 @@ impl Engine {
             Command::Disconnect => client.leaving = true,
         }
         true
+    }
+
+    /// The destination has been away for too long, and the policy is that writes fail then.
+    fn refuse(&mut self, client: &mut Client, cookie: u64, command: &Command) {
+        match command {
+            // What was answered before is stable already.
+            Command::Flush if self.core.flush_is_free() => client.reply(cookie, None, false),
+            Command::Write { length, .. } => {
+                client.stage = Stage::Drain { left: (*length).into(), cookie, error: Errno::Io };
+            }
+            _ => client.reply(cookie, Some(Errno::Io), false),
+        }
     }
 
     /// A request without payload becomes one record.

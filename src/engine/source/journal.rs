@@ -1,6 +1,6 @@
 //! Frames and superblocks go to the journal.
 
-use super::{Engine, Token, journal_offset};
+use super::{Engine, Token, journal_offset, map_offset};
 use crate::core::Durability;
 use crate::core::source::FrameId;
 use crate::format::block::Block;
@@ -16,6 +16,15 @@ impl Engine {
             self.ring.write(Token::Frame(id), self.journal.fd(), offset, &pieces, stable);
         }
         self.pieces = pieces;
+    }
+
+    /// Blocks of the dirty bitmap, of which one write is under way at most.
+    pub(super) fn write_map(&mut self, bytes: &[u8], offset: u64) {
+        let place = self.map_memory;
+        // SAFETY: this part of the mapping is only used for the dirty bitmap, and no write of it is under way.
+        unsafe { self.memory.bytes_mut(place, bytes.len()) }.copy_from_slice(bytes);
+        let at = map_offset(self.half_bytes) + offset;
+        self.ring.write(Token::Map, self.journal.fd(), at, &[(place, bytes.len() as u64)], true);
     }
 
     /// The core has one superblock under way at most, so one place in memory is enough.

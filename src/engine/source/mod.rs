@@ -10,16 +10,17 @@ mod copies;
 mod journal;
 mod peer;
 mod reads;
+mod report;
 mod start;
 
 use super::client::Client;
-use super::command::{Commands, Counters, HalfStatus, LinkState, SourceCommand, SourceStatus};
+use super::command::{Commands, Counters, LinkState, Setting, SourceCommand};
 use super::disk::Disk;
 use super::memory::{Memory, Pool};
 use super::request::Requests;
 use super::ring::Ring;
 use super::zeroing::Zeroing;
-use crate::core::half::{State, Ticket};
+use crate::core::half::Ticket;
 use crate::core::index::{Action, Segment};
 use crate::core::source::{Effect, FrameId, Headers, Source};
 use crate::core::{Durability, Place};
@@ -29,6 +30,7 @@ use crate::limits::{BLOCK_BYTES, JOURNAL_DATA_OFFSET};
 use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
 use peer::Peer;
+use report::Report;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -52,6 +54,7 @@ enum Token {
     Frame(FrameId),
     JournalSync,
     Superblock,
+    Map,
     Flush(u16),
     Zero(Zeroing),
     VolumeSync(u16),
@@ -94,6 +97,7 @@ struct Engine {
     next_peer: Option<(std::os::fd::OwnedFd, Box<crate::format::wire::Welcome>)>,
     journal: Disk,
     superblock_memory: Place,
+    map_memory: Place,
     zeros: Place,
     half_bytes: u64,
     volumes: Vec<Disk>,
@@ -102,6 +106,7 @@ struct Engine {
     link: watch::Sender<LinkState>,
     syncs: Vec<(u64, oneshot::Sender<Mark>)>,
     sync_count: u64,
+    report: Report,
     copies: Vec<copies::Reading>,
     stopping: bool,
     counters: Counters,
@@ -182,15 +187,19 @@ impl Engine {
                 let bytes = outcome.map_err(|cause| failed("the journal's write", &self.journal, cause))?;
                 self.counters.journal_bytes += bytes as u64;
                 self.counters.journal_writes += 1;
-                self.core.handle_frame_written(id, &mut self.effects);
+                self.core.handle_frame_written(id);
             }
             Token::JournalSync => {
                 outcome.map_err(|cause| failed("the journal's sync", &self.journal, cause))?;
-                self.core.handle_journal_synced(&mut self.effects);
+                self.core.handle_journal_synced();
             }
             Token::Superblock => {
                 outcome.map_err(|cause| failed("the superblock's write", &self.journal, cause))?;
                 self.core.handle_superblock_written(&mut self.effects);
+            }
+            Token::Map => {
+                outcome.map_err(|cause| failed("the dirty bitmap's write", &self.journal, cause))?;
+                self.core.handle_map_written();
             }
             Token::Flush(volume) => {
                 let disk = &self.volumes[usize::from(volume)];
@@ -248,6 +257,14 @@ impl Engine {
             Effect::SyncJournal => self.ring.sync(Token::JournalSync, self.journal.fd()),
             Effect::Answer(ticket) => self.part_answered(ticket),
             Effect::WriteSuperblock(block, offset) => self.write_superblock(&block, offset),
+            Effect::WriteMap(bytes, offset) => self.write_map(&bytes, offset),
+            Effect::Fail(ticket) => {
+                self.requests.get(ticket).error = Some(crate::format::nbd::Errno::Io);
+                self.part_answered(ticket);
+            }
+            Effect::Mode(mode) => self.report.mode(mode, &self.core, &self.link.borrow(), self.started),
+            Effect::Resync(resync) => self.report.resync(&resync, self.started),
+            Effect::Verified(outcome) => self.report.verified(outcome),
             Effect::SyncVolume(volume) => {
                 self.ring.sync(Token::VolumeSync(volume), self.volumes[usize::from(volume)].fd())
             }
@@ -285,8 +302,25 @@ impl Engine {
                 self.syncs.push((self.sync_count, done));
                 self.core.handle_sync(self.sync_count);
             }
-            SourceCommand::Status(answer) => drop(answer.send(self.status())),
-            SourceCommand::Set(_, _) | SourceCommand::Verify { .. } => {}
+            SourceCommand::Status(answer) => {
+                let status = self.status();
+                // Nobody may be waiting any more.
+                let _ = answer.send(status);
+            }
+            SourceCommand::Set(setting, done) => {
+                let mut policy = self.core.policy();
+                match setting {
+                    Setting::OnDisconnect(on_disconnect) => policy.on_disconnect = on_disconnect,
+                    Setting::Timeout(timeout) => policy.timeout = timeout,
+                }
+                self.core.handle_policy(policy);
+                // Nobody may be waiting any more.
+                let _ = done.send(());
+            }
+            SourceCommand::Verify { repair, done } => match self.core.handle_verify(repair) {
+                Ok(()) => self.report.begin_verify(repair, done),
+                Err(reason) => drop(done.send(Err(reason.into()))),
+            },
             SourceCommand::Stop => self.stopping = true,
         }
     }
@@ -317,44 +351,6 @@ impl Engine {
         }
         Ok(())
     }
-
-    fn status(&self) -> SourceStatus {
-        let half = |half: &crate::core::half::Half| HalfStatus {
-            fill: half.fill.0,
-            state: half.state.word(),
-            bytes: if half.state == State::Clean { 0 } else { half.end },
-            capacity_bytes: self.half_bytes,
-            records: half.entries.len() as u64,
-        };
-        SourceStatus {
-            superblock: self.core.superblock().clone(),
-            link: self.link.borrow().clone(),
-            last_record: self.core.last().0,
-            stored_here: self.core.written().0,
-            stored_there: self.core.acked().0,
-            verified_record: self.core.verified().0,
-            open_fill: self.core.open_fill().0,
-            halves: self.core.halves().iter().map(half).collect(),
-            clients: self.clients.iter().flatten().count(),
-            requests: self.requests.count(),
-            waiting: self.core.waiting(),
-            mode: crate::core::policy::Mode::Together,
-            mode_since_unix_ms: 0,
-            policy: crate::core::policy::Policy {
-                on_disconnect: crate::core::policy::OnDisconnect::Stall,
-                timeout: std::time::Duration::from_secs(5),
-            },
-            held_back: false,
-            whole: false,
-            lacking_since_unix_s: None,
-            lacking_bytes: 0,
-            peer: None,
-            resync: None,
-            verify: None,
-            verified: None,
-            counters: self.counters,
-        }
-    }
 }
 
 /// An operation on this disk failed for good.
@@ -366,6 +362,11 @@ fn failed(what: &str, disk: &Disk, cause: io::Error) -> EngineError {
 fn shut_down(socket: &impl AsRawFd) {
     // ENOTCONN: the other side was faster.
     let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+}
+
+/// Where the dirty bitmap starts in the journal, in bytes: behind both halves.
+fn map_offset(half_bytes: u64) -> u64 {
+    journal_offset(half_bytes, 2, 0)
 }
 
 /// Where a frame starts in the journal, in bytes.

@@ -4,17 +4,18 @@ use super::{Engine, Token, shut_down};
 use crate::core::Place;
 use crate::core::source::Send;
 use crate::engine::command::LinkState;
-use crate::format::wire::{REPORT_BYTES, Report, Welcome};
-use crate::limits::{BLOCK_BYTES, MAX_FRAME_PAYLOAD_BYTES};
+use crate::format::wire::{REPORT_BYTES, Report, Sum, Welcome};
+use crate::limits::{BLOCK_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_SUMS};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// Reports received at once.
-const REPORTS: usize = 64;
+/// What is received at once, in bytes: many reports, or one with as many checksums as there can be.
+const RECEIVE_BYTES: usize = 8 << 10;
+const _: () = assert!(RECEIVE_BYTES >= REPORT_BYTES + MAX_SUMS * size_of::<Sum>() + REPORT_BYTES);
 /// Signals that one send may carry.
 const BLOCKS: u64 = 4;
 /// Bytes of the mapping that the connection uses.
-pub(super) const PEER_BYTES: usize = REPORTS * REPORT_BYTES + BLOCKS as usize * BLOCK_BYTES;
+pub(super) const PEER_BYTES: usize = RECEIVE_BYTES + BLOCKS as usize * BLOCK_BYTES;
 /// Pieces that one send may gather before it is sent.
 const MAX_PIECES: usize = 512;
 
@@ -40,6 +41,9 @@ impl Engine {
             }
             return;
         }
+        if !self.core.ready_to_meet() {
+            return;
+        }
         let Some((socket, welcome)) = self.next_peer.take() else { return };
         self.welcome(socket, &welcome);
     }
@@ -47,12 +51,14 @@ impl Engine {
     fn welcome(&mut self, socket: OwnedFd, welcome: &Welcome) {
         self.peer = Some(Peer { socket, received: 0, receiving: false, sending: false, closed: false });
         self.link.send_replace(LinkState::Up);
+        self.report.met(welcome);
         self.core.handle_welcome(welcome, &mut self.effects);
         self.receive_reports();
     }
 
     pub(super) fn close_peer(&mut self, reason: &str) {
-        self.core.handle_link_down();
+        self.core.handle_link_down(&mut self.effects);
+        self.drop_questions();
         if let Some(peer) = &mut self.peer
             && !peer.closed
         {
@@ -66,7 +72,7 @@ impl Engine {
         let Some(peer) = self.peer.as_mut().filter(|peer| !peer.closed && !peer.receiving) else { return };
         peer.receiving = true;
         let place = Place(self.peer_memory.0 + peer.received as u64);
-        let room = (REPORTS * REPORT_BYTES - peer.received) as u64;
+        let room = (RECEIVE_BYTES - peer.received) as u64;
         self.ring.receive(Token::PeerReceive, peer.socket.as_raw_fd(), &[(place, room)]);
     }
 
@@ -86,11 +92,27 @@ impl Engine {
             let mut bytes = [0; REPORT_BYTES];
             // SAFETY: these bytes are received, and the next receive starts after this loop.
             bytes.copy_from_slice(unsafe { self.memory.bytes(Place(self.peer_memory.0 + at as u64), REPORT_BYTES) });
-            at += REPORT_BYTES;
-            match Report::decode(&bytes) {
-                Ok(report) => self.core.handle_report(report, &mut self.effects),
+            let report = match Report::decode(&bytes) {
+                Ok(report) => report,
                 Err(error) => return self.close_peer(&format!("the destination sent a damaged report: {error}")),
+            };
+            if let Report::Sums { id, count } = report {
+                let length = count * size_of::<Sum>();
+                if total - at < REPORT_BYTES + length {
+                    break;
+                }
+                // SAFETY: as above.
+                let sums = unsafe {
+                    self.memory.bytes(Place(self.peer_memory.0 + (at + REPORT_BYTES) as u64), length)
+                };
+                let sums = sums.chunks_exact(size_of::<Sum>()).filter_map(|sum| sum.first_chunk().copied()).collect();
+                if let Err(reason) = self.copy_answered(id, sums) {
+                    return self.close_peer(&reason);
+                }
+                at += length;
             }
+            at += REPORT_BYTES;
+            self.core.handle_report(report, &mut self.effects);
         }
         // SAFETY: as above; the rest of a report moves to the front.
         unsafe { self.memory.copy(Place(self.peer_memory.0 + at as u64), self.peer_memory, total - at) };
@@ -116,8 +138,7 @@ impl Engine {
                         pieces[before.saturating_sub(1)..].iter().map(|(_, length)| *length as usize).sum::<usize>();
                 }
                 Some(Send::Block(block)) => {
-                    let reports = (REPORTS * REPORT_BYTES) as u64;
-                    let place = Place(self.peer_memory.0 + reports + blocks * BLOCK_BYTES as u64);
+                    let place = Place(self.peer_memory.0 + RECEIVE_BYTES as u64 + blocks * BLOCK_BYTES as u64);
                     // SAFETY: these blocks are only used by sends, and none is under way.
                     unsafe { self.memory.bytes_mut(place, BLOCK_BYTES) }.copy_from_slice(&*block);
                     pieces.push((place, BLOCK_BYTES as u64));

@@ -7,8 +7,10 @@ use super::super::memory::{Memory, Pool};
 use super::super::request::Requests;
 use super::super::ring::Ring;
 use super::peer::PEER_BYTES;
-use super::{Engine, EngineError, Sender, journal_offset};
+use super::report::Report;
+use super::{Engine, EngineError, Sender, journal_offset, map_offset};
 use crate::core::half::{Entry, Ticket};
+use crate::core::dirty::{self, Dirty};
 use crate::core::policy::Policy;
 use crate::core::recovery::copies::{Init, Reading};
 use crate::core::recovery::source_start::{Action, Fence, Found, Shape as Fit};
@@ -19,14 +21,14 @@ use crate::format::frame::{Header, padded};
 use crate::format::ids::Epoch;
 use crate::format::superblock::{Role, Superblock, Volume as VolumeFacts, encode_claim};
 use crate::limits::{
-    BLOCK_BYTES, CHUNK_BYTES, JOURNAL_DATA_OFFSET, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES,
+    BLOCK_BYTES, CHUNK_BYTES, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES,
 };
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{oneshot, watch};
 
 /// How much of a disk must be zero for it to count as blank, in bytes: every common file system leaves traces there.
@@ -114,7 +116,8 @@ fn prepare(
     let client_memory = Place(read_place.0 + READ_MEMORY_BYTES as u64);
     let peer_memory = Place(client_memory.0 + (MAX_CLIENTS * CLIENT_BYTES) as u64);
     let superblock_memory = Place(peer_memory.0 + PEER_BYTES as u64);
-    let zeros = Place(superblock_memory.0 + BLOCK_BYTES as u64);
+    let map_memory = Place(superblock_memory.0 + BLOCK_BYTES as u64);
+    let zeros = Place(map_memory.0 + dirty::MAX_WRITE_BYTES as u64);
     let bytes = zeros.0 as usize + CHUNK_BYTES;
     let memory =
         Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal's halves"))?);
@@ -127,7 +130,7 @@ fn prepare(
     }
     // SAFETY: nothing is under way yet.
     let halves = [0, 1].map(|half| unsafe { memory.bytes(Place(half * half_bytes), half_bytes as usize) });
-    let recovered = recovery::recover(&halves, superblock.source, superblock.clean, true)
+    let recovered = recovery::recover_source(&halves, superblock.source, superblock.clean)
         .map_err(|damage| journal.error(&damage))?;
     if recovered.end.seq > superblock.clean.seq {
         tracing::info!("recovered {} to {} from the journal", superblock.clean, recovered.end);
@@ -144,8 +147,16 @@ fn prepare(
 
     let place = |id: FrameId, position: u64| Place(id.fill.half() as u64 * half_bytes + position);
     let mut used = Vec::new();
-    let shape = Shape { durability: plan.durability, mirrored: plan.mirrored, max_age: plan.max_age };
-    let core = Source::recover(shape, superblock, recovered, |id, position| {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let shape = Shape {
+        durability: plan.durability,
+        mirrored: plan.mirrored,
+        policy: plan.policy,
+        max_age: plan.max_age,
+        started_unix_s: now.as_secs(),
+    };
+    let dirty = load_map(&journal, &superblock)?;
+    let core = Source::recover(shape, superblock, dirty, recovered, |id, position| {
         let header_place = place(id, position);
         used.push((header_place, BLOCK_BYTES as u64));
         let header = halves.block(id.fill.half(), position).and_then(|block| Some((Header::parse(block).ok()?, block)));
@@ -181,6 +192,7 @@ fn prepare(
         next_peer: None,
         journal,
         superblock_memory,
+        map_memory,
         zeros,
         half_bytes,
         volumes: plan.volumes.into_iter().map(|volume| volume.disk).collect(),
@@ -189,6 +201,7 @@ fn prepare(
         link,
         syncs: Vec::new(),
         sync_count: 0,
+        report: Report::default(),
         copies: Vec::new(),
         stopping: false,
         counters: Counters::default(),
@@ -256,22 +269,67 @@ fn open_journal(plan: &Plan) -> anyhow::Result<(Disk, Superblock)> {
 /// Makes a new journal over whatever is there.
 fn make_journal(plan: &Plan, mut journal: Disk) -> anyhow::Result<(Disk, Superblock)> {
     let half_bytes = plan.journal_bytes / 2;
+    let sizes: Vec<u64> = plan.volumes.iter().map(|volume| volume.disk.size_bytes).collect();
     tracing::info!("making the journal {} ({} bytes)", plan.journal.display(), plan.journal_bytes);
     // First the claim: a start after a crash must not take what is torn, or an older journal's copy, for a journal. It
     // may be gone when the file has been written to its length.
     let claim = encode_claim(&plan.name);
     journal.store_block(&claim, 0)?;
-    journal.preallocate(JOURNAL_DATA_OFFSET + plan.journal_bytes)?;
+    journal.preallocate(journal_bytes(half_bytes, &sizes, plan.grain_bytes))?;
     journal.store_block(&claim, 0)?;
     let id = random_id().context("no random identity for the source")?;
     let volumes = plan.volumes.iter().map(facts).collect();
     let first = Superblock::first(Role::Source, id, &plan.name, half_bytes, plan.epoch, volumes);
+    let first = Superblock { grain_bytes: plan.grain_bytes, ..first };
+    // No destination has anything yet.
+    store_map(&journal, &first)?;
     // Both copies, the one over the claim last and as the newer one: should it be torn, it is the next to be written.
     let superblock = Superblock { generation: 2, ..first.clone() };
     for version in [&first, &superblock] {
         journal.store_block(&version.encode(), version.copy_offset())?;
     }
     Ok((journal, superblock))
+}
+
+/// Bytes of a whole journal: the superblocks, both halves, and the dirty bitmap of volumes of these sizes.
+pub fn journal_bytes(half_bytes: u64, sizes: &[u64], grain_bytes: u32) -> u64 {
+    map_offset(half_bytes) + dirty::stored_bytes(sizes, grain_bytes)
+}
+
+fn sizes(superblock: &Superblock) -> Vec<u64> {
+    superblock.volumes.iter().map(|volume| volume.size_bytes).collect()
+}
+
+/// Writes a dirty bitmap in which everything is marked.
+fn store_map(journal: &Disk, superblock: &Superblock) -> anyhow::Result<()> {
+    let mut dirty = Dirty::clean(superblock.source, &sizes(superblock), superblock.grain_bytes);
+    dirty.fill();
+    let mut bytes = Vec::new();
+    while let Some(at) = dirty.next_write(&mut bytes) {
+        journal.store(&bytes, map_offset(superblock.half_bytes) + at)?;
+    }
+    Ok(())
+}
+
+/// Reads the dirty bitmap.
+fn load_map(journal: &Disk, superblock: &Superblock) -> anyhow::Result<Dirty> {
+    let sizes = sizes(superblock);
+    let bytes = dirty::stored_bytes(&sizes, superblock.grain_bytes);
+    let memory = Memory::map(bytes as usize).context("no memory for the dirty bitmap")?;
+    journal.load(&memory, Place(0), map_offset(superblock.half_bytes), bytes)?;
+    // SAFETY: the mapping is new, and nobody else knows it.
+    let stored = unsafe { memory.bytes(Place(0), bytes as usize) };
+    let (blocks, _) = stored.as_chunks::<BLOCK_BYTES>();
+    let (dirty, unreadable) =
+        Dirty::load(superblock.source, &sizes, superblock.grain_bytes, |block| &blocks[block as usize]);
+    if unreadable > 0 {
+        tracing::warn!(
+            "journal {}: {unreadable} sectors of its dirty bitmap can't be read; what they stand for counts as dirty, and is \
+             compared",
+            journal.path().display()
+        );
+    }
+    Ok(dirty)
 }
 
 fn facts(volume: &Volume) -> VolumeFacts {
