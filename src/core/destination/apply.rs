@@ -25,6 +25,9 @@ impl Destination {
 
     /// Whether fills go to the images: also by the durable state, for while that one names a log, a start looks into it.
     fn direct(&self) -> bool {
+        if sings(Bug::DrainLate) && self.superblock.staging.phase == Phase::Draining {
+            return true;
+        }
         self.superblock.staging.phase == Phase::Direct && self.durable.staging.phase == Phase::Direct
     }
 

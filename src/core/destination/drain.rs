@@ -11,6 +11,7 @@ use super::super::flush::{FlushOp, Flusher, Step};
 use super::super::index::Index;
 use super::super::recovery::staged::{Entry, Piece, StagingDamage, Walk};
 use super::{Destination, Effect, State};
+use crate::canary::{Bug, sings};
 use crate::format::ids::Mark;
 use crate::format::superblock::{Phase, Staging};
 use std::ops::Range;
@@ -44,7 +45,8 @@ impl Destination {
 
     /// The part of the log to be read into memory next; [`Destination::handle_segment`] takes it.
     pub fn next_segment(&mut self) -> Option<Range<u64>> {
-        let waits = !self.may_drain() || self.log.segment.is_some() || (self.promoting && self.state_writing);
+        let late = sings(Bug::DrainLate) && self.halves.iter().any(|half| half.state == State::Sealed);
+        let waits = !self.may_drain() || self.log.segment.is_some() || (self.promoting && self.state_writing) || late;
         // What the durable state doesn't count yet stays for later.
         let mut staging = self.superblock.staging;
         staging.tail = self.durable.staging.tail;

@@ -85,8 +85,9 @@ impl Destination {
         if self.resumed || !allowed {
             return Err(format!("the source wants to start over at {at}, but {} is stored here", self.stored));
         }
-        if at.seq < self.stored.seq || at.fill < self.stored.fill {
-            // Frames that were stored here bear the numbers that it would use again.
+        // Frames in the journal files bear numbers that it would use again: by those a start could take what follows for
+        // damaged. A few fills don't matter, as their files are filled anew before that counts.
+        if at.seq < self.stored.seq || at.fill.0 + 2 < self.stored.fill.0 {
             return Err(format!(
                 "the source wants to start over at {at}, before {}, which is stored here: it has lost what this side holds. \
                  Promote this side; or, if the source's volumes are right all the same, stop the destination and remove \
@@ -128,7 +129,9 @@ impl Destination {
         let superblock = &mut self.superblock;
         let base = std::mem::replace(&mut superblock.clean, at);
         let staging = &mut superblock.staging;
+        let mut still_whole = false;
         match staging.phase {
+            Phase::Direct if superblock.whole && sings(Bug::SkipStaging) => still_whole = true,
             // The image is whole, and stays promotable as it is.
             Phase::Direct if superblock.whole => {
                 *staging = Staging { phase: Phase::Staging, head: 0, tail: 0, before: at, base };
@@ -143,7 +146,7 @@ impl Destination {
                 staging.tail += bytes;
             }
         }
-        superblock.whole = false;
+        superblock.whole = still_whole;
         self.restarting = None;
         self.write_state(effects);
     }

@@ -6,7 +6,7 @@
 //! - `apply`: sealed fills go to the images.
 //! - `staging`: while a resync goes on they go to the staging log instead, so that the images stay as they were.
 //! - `drain`: once the resync is whole, the log goes to the images.
-//! - `sums`: what the source asks of the contents (`touched`: where only the log knows them).
+//! - `sums`: what the source asks of the contents.
 //! - `state`: the durable state. `promote`: what is served in the end.
 //!
 //! Fill n lives in journal file n mod 2, at the very positions it has in the source's half.
@@ -22,13 +22,13 @@ mod state;
 mod sums;
 #[cfg(test)]
 mod tests;
-pub mod touched;
 
 pub use half::{Half, State};
 pub use staging::{AppendOp, StagingPlan, Written};
 pub use sums::Ask;
 
 use super::Place;
+use super::grains::Grains;
 use super::recovery::{Found, Recovered, Rescanned, hello};
 use crate::canary::{Bug, sings};
 use crate::format::block::Block;
@@ -42,7 +42,6 @@ use staging::Log;
 use std::collections::VecDeque;
 use std::ops::Range;
 use sums::Asks;
-use touched::Touched;
 
 /// What must happen outside.
 #[derive(Debug)]
@@ -184,7 +183,7 @@ impl Destination {
     pub fn recover(
         superblock: Superblock,
         plan: StagingPlan,
-        touched: Touched,
+        touched: Grains,
         recovered: Recovered,
         mut records: impl FnMut(&Found) -> Vec<(Record, Place)>,
     ) -> Destination {

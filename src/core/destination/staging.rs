@@ -8,9 +8,10 @@
 //! The log is bounded. Where a fill finds no room, by the plan either the source is cut off and the old image kept, or
 //! the log is drained onto the images, which aren't promotable then until the resync is whole.
 
+use super::super::grains::Grains;
 use super::drain::Segment;
-use super::touched::Touched;
 use super::{Destination, Effect};
+use crate::canary::{Bug, sings};
 use crate::format::ids::Mark;
 use crate::format::superblock::{Phase, Staging};
 use crate::format::wire::Signal;
@@ -70,8 +71,8 @@ struct Append {
 #[derive(Debug)]
 pub(super) struct Log {
     plan: StagingPlan,
-    /// Where it may differ from the images.
-    pub(super) touched: Touched,
+    /// Where it may differ from the images: a bound from above, kept in memory only. A start reads the log and finds it again.
+    pub(super) touched: Grains,
     appending: Option<Append>,
     /// A restart is being written into it.
     pub(super) restart_staging: bool,
@@ -89,7 +90,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn new(plan: StagingPlan, touched: Touched) -> Log {
+    pub(super) fn new(plan: StagingPlan, touched: Grains) -> Log {
         Log {
             plan,
             touched,
@@ -229,6 +230,9 @@ impl Destination {
         if self.promoting || !self.may_append() || half.fill != fill || !half.ready() || half.retiring {
             return None;
         }
+        if sings(Bug::DrainLate) && self.superblock.staging.phase == Phase::Draining {
+            return None;
+        }
         // What is left is brought to the images soon; then they take this fill themselves.
         let staging = &self.superblock.staging;
         if staging.phase == Phase::Draining && staging.tail - staging.head <= DRAIN_BYTES {
@@ -251,7 +255,7 @@ impl Destination {
             let mut at = 0;
             while let Some(run) = half.index.next_run(volume, at, &mut pieces) {
                 at = run.offset + run.length;
-                self.log.touched.add_range(volume, run.offset..at);
+                self.log.touched.insert(volume, run.offset..at);
             }
         }
         self.log.full_at = None;
@@ -301,7 +305,8 @@ impl Destination {
         let now = self.superblock.staging;
         let free = match (before.phase, now.phase) {
             (Phase::Draining, Phase::Direct) => {
-                self.log.touched.clear();
+                let all = self.superblock.volumes.iter().map(|volume| volume.size_bytes);
+                self.log.touched = Grains::none(&all.collect::<Vec<_>>(), self.superblock.grain_bytes);
                 self.log.full_at = None;
                 0..std::mem::take(&mut self.log.written).max(before.tail)
             }

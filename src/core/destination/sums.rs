@@ -93,7 +93,7 @@ impl Destination {
             {
                 let block = ask.block(number);
                 let range = ask.offset + block.start as u64..ask.offset + block.end as u64;
-                if self.log.touched.hits(ask.volume, range) {
+                if self.log.touched.touched(ask.volume, range) {
                     ask.unknown[number / 64] |= 1 << (number % 64);
                 }
             }

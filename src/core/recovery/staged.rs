@@ -5,7 +5,7 @@
 //! the tail is stable. So whatever doesn't fit here is damage; it is named with its place, and nothing of it is applied.
 
 use super::super::Place;
-use super::super::destination::touched::Touched;
+use super::super::grains::Grains;
 use super::follows;
 use crate::format::block::Block;
 use crate::format::checksum;
@@ -147,14 +147,15 @@ impl Walk {
 pub struct Scan {
     walk: Walk,
     clean: Mark,
-    touched: Touched,
+    touched: Grains,
 }
 
 impl Scan {
-    /// Begins at the log's head.
+    /// Begins at the log's head. Where the state knows of no log there is nothing to be read.
     pub fn new(superblock: &Superblock) -> Scan {
         let walk = Walk::new(superblock.source, &superblock.staging);
-        Scan { walk, clean: superblock.clean, touched: Touched::default() }
+        let sizes: Vec<u64> = superblock.volumes.iter().map(|volume| volume.size_bytes).collect();
+        Scan { walk, clean: superblock.clean, touched: Grains::none(&sizes, superblock.grain_bytes) }
     }
 
     /// What must be read next; `None` when all was.
@@ -167,7 +168,9 @@ impl Scan {
         let from = self.walk.at();
         while let Some(entry) = self.walk.next(piece)? {
             if let Entry::Frame(records) = entry {
-                records.iter().for_each(|(record, _)| self.touched.add(record));
+                for (record, _) in records {
+                    self.touched.insert(record.volume, record.offset..record.end());
+                }
             }
         }
         // The longest frame fits into a piece.
@@ -178,7 +181,7 @@ impl Scan {
     }
 
     /// What the log touches, if it ends where the state says that fills ended.
-    pub fn finish(self) -> Result<Touched, StagingDamage> {
+    pub fn finish(self) -> Result<Grains, StagingDamage> {
         if self.walk.mark() != self.clean && self.walk.tail > 0 {
             let reason = format!("it ends at {}, the state says at {}", self.walk.mark(), self.clean);
             return Err(StagingDamage { at: self.walk.at(), reason });

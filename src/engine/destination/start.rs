@@ -14,8 +14,8 @@ use super::super::source::EngineError;
 use super::receive::{drain_place, half_place, memory_bytes};
 use super::{Ended, Engine};
 use crate::core::Place;
-use crate::core::destination::touched::Touched;
 use crate::core::destination::{Destination, StagingPlan};
+use crate::core::grains::Grains;
 use crate::core::recovery::copies::{Init, Reading};
 use crate::core::recovery::destination_start::{Action, Found, Promoted};
 use crate::core::recovery::staged::{Bytes, Scan};
@@ -250,7 +250,7 @@ fn prepare(
 }
 
 /// Opens the staging log, or makes an empty one, and reads what counts in it. Nothing is under way in the memory yet.
-fn open_staging(folder: &Path, superblock: &Superblock, memory: &Memory) -> anyhow::Result<(Disk, Touched)> {
+fn open_staging(folder: &Path, superblock: &Superblock, memory: &Memory) -> anyhow::Result<(Disk, Grains)> {
     let path = folder.join("staging.log");
     let staging = &superblock.staging;
     if staging.phase == Phase::Direct {
@@ -259,7 +259,7 @@ fn open_staging(folder: &Path, superblock: &Superblock, memory: &Memory) -> anyh
         log.truncate()?;
         // A resync counts on it from its first fill on.
         log.sync_name()?;
-        return Ok((log, Touched::default()));
+        return Ok((log, Scan::new(superblock).finish()?));
     }
     let remedy = match staging.phase {
         Phase::Staging => format!(

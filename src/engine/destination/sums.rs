@@ -2,6 +2,7 @@
 //!
 //! What is in memory is copied at once; the image's part is read beside it, and the last read to come in ends it.
 
+use super::super::sums;
 use super::receive::sums_place;
 use super::{Engine, Token};
 use crate::core::Place;
@@ -18,13 +19,6 @@ pub(super) struct Summing {
     reads: u32,
     /// Whether one of them failed.
     failed: bool,
-}
-
-/// The checksum of one block.
-fn sum(bytes: &[u8]) -> Sum {
-    let mut sum = [0; size_of::<Sum>()];
-    sum.copy_from_slice(&blake3::hash(bytes).as_bytes()[..size_of::<Sum>()]);
-    sum
 }
 
 impl Engine {
@@ -81,7 +75,7 @@ impl Engine {
         let bytes = unsafe { self.memory.bytes(place, ask.length as usize) };
         let unknown = Sum::default();
         let sums = (0..ask.count())
-            .map(|block| if failed || !ask.knows(block) { unknown } else { sum(&bytes[ask.block(block)]) });
+            .map(|block| if failed || !ask.knows(block) { unknown } else { sums::of(&bytes[ask.block(block)]) });
         let sums: Vec<Sum> = sums.collect();
         self.report_sums(ask.id, &sums);
     }
