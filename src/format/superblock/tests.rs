@@ -94,7 +94,7 @@ fn a_write_over_a_torn_copy_may_be_torn_as_well() {
             (version(generation), Superblock { incarnation: 77, fenced_by: Epoch(5), ..version(generation) });
         let place = slot(&next);
         let mut volumes = next.volumes.clone();
-        volumes.iter_mut().for_each(|volume| volume.copied_bytes += 512);
+        volumes.iter_mut().for_each(|volume| volume.size_bytes += 512);
         let next = Superblock { volumes, ..next };
         let (lost_block, next_block) = (lost.encode(), next.encode());
         for first in 0..1 << SECTORS {
