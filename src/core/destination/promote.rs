@@ -60,6 +60,7 @@ impl Destination {
                 let volumes = self.superblock.volumes.len();
                 self.halves = [Half::clean(volumes), Half::clean(volumes)];
                 self.begin_from(base);
+                self.log.forget_append();
             }
         }
         self.superblock.promoted = true;

@@ -104,6 +104,11 @@ impl Log {
         }
     }
 
+    /// What is being appended is of no interest any more.
+    pub(super) fn forget_append(&mut self) {
+        self.appending = None;
+    }
+
     /// Whether nothing is being appended.
     pub(super) fn at_rest(&self) -> bool {
         self.appending.is_none() && !self.restart_staging

@@ -1,3 +1,7 @@
+mod resync;
+mod staging;
+mod world;
+
 use super::*;
 use crate::core::index::Action;
 use crate::core::recovery::{self, staged::Scan};
