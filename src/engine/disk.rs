@@ -179,7 +179,11 @@ impl Disk {
         }
         self.file.sync_all().map_err(|error| full(self, error))?;
         self.size_bytes = bytes;
-        // The name must survive a power cut as well as the contents.
+        self.sync_name()
+    }
+
+    /// Makes a file's name survive a power cut as well as its contents.
+    pub fn sync_name(&self) -> Result<(), DiskError> {
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| self.error(&error))
     }
@@ -202,6 +206,11 @@ impl Disk {
             }
         }
         Ok(())
+    }
+
+    /// Gives back all of a regular file's room.
+    pub fn truncate(&self) -> Result<(), DiskError> {
+        self.file.set_len(0).map_err(|error| self.error(&format!("can't be emptied: {error}")))
     }
 
     /// Makes everything written so far stable.

@@ -1,7 +1,7 @@
 //! One source's mirror, through its life: empty until the source connects for the first time, then an engine that
 //! receives, and after a promote a source's engine that serves the images.
 
-use super::super::config::MirroredSource;
+use super::super::config::{DestinationConfig, MirroredSource};
 use super::super::exports::{Exports, Served};
 use super::super::source::{open_whole, shape};
 use super::super::{handshake, status};
@@ -9,10 +9,10 @@ use crate::core::Durability;
 use crate::core::policy::{OnDisconnect, Policy};
 use crate::core::recovery::hello;
 use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, SourceCommand};
-use crate::engine::destination::{self as engine, Ended, Folder, Image};
+use crate::engine::destination::{self as engine, Ended, Folder, Image, StagingPlan};
 use crate::engine::source::{self as serving, Plan, Volume};
 use crate::format::ids::Epoch;
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{Phase, Superblock};
 use crate::format::wire::{Verdict, Welcome};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -27,6 +27,12 @@ use tokio::task::JoinHandle;
 const PROMOTED_MAX_AGE: Duration = Duration::from_secs(10);
 /// How long a stopping engine may take.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// What the staging log of each source may take, by the configuration.
+pub(super) fn staging_plan(_config: &DestinationConfig) -> StagingPlan {
+    // TODO SWITCH OVER HERE: StagingPlan { limit_bytes: config.staging_size_bytes, best_effort: config.best_effort }
+    StagingPlan { limit_bytes: 8 << 30, best_effort: false }
+}
 
 /// What a mirror is at the moment.
 #[derive(Debug)]
@@ -47,6 +53,7 @@ pub(super) struct Mirror {
     name: String,
     folder: PathBuf,
     images: Vec<(String, PathBuf)>,
+    plan: StagingPlan,
     exports: Exports,
     state: Mutex<State>,
     /// One for each engine: they end when it has let go of everything.
@@ -58,6 +65,7 @@ impl Mirror {
     pub(super) async fn start(
         config: &MirroredSource,
         journal_dir: &Path,
+        plan: StagingPlan,
         exports: Exports,
         init: bool,
     ) -> anyhow::Result<Arc<Mirror>> {
@@ -69,6 +77,7 @@ impl Mirror {
             name: config.name.clone(),
             folder: journal_dir.join(&config.name),
             images: config.volumes.iter().map(|volume| (volume.name.clone(), volume.image.clone())).collect(),
+            plan,
             exports,
             state: Mutex::new(State::Empty(Vec::new())),
             engines: std::sync::Mutex::default(),
@@ -101,7 +110,8 @@ impl Mirror {
         folder: Folder,
         images: Vec<Image>,
     ) -> anyhow::Result<Commands<DestinationCommand>> {
-        let handle = tokio::task::spawn_blocking(move || engine::spawn(folder, images)).await??;
+        let plan = self.plan;
+        let handle = tokio::task::spawn_blocking(move || engine::spawn(folder, images, plan)).await??;
         let ended = handle.ended;
         let mirror = self.clone();
         self.watch(tokio::spawn(async move {
@@ -244,6 +254,11 @@ impl Mirror {
             State::Empty(_) => bail!("source {} never connected: there is nothing to promote", self.name),
             State::Failed(reason) => bail!("source {} can't be promoted: {reason}", self.name),
         };
+        let before = {
+            let (ask, answer) = oneshot::channel();
+            commands.send(DestinationCommand::Status(ask))?;
+            answer.await.ok()
+        };
         let (ask, done) = oneshot::channel();
         commands.send(DestinationCommand::Promote { force, done: ask })?;
         let mark = done
@@ -255,6 +270,7 @@ impl Mirror {
                 State::Promoted { superblock, exports, .. } => {
                     return Ok(json!({
                         "source": self.name, "epoch": superblock.epoch.0, "last_record": mark.seq.0, "exports": exports.join(", "),
+                        "note": before.and_then(|status| served(&status, mark.seq.0)),
                     }));
                 }
                 State::Failed(reason) => {
@@ -305,16 +321,25 @@ impl Mirror {
 
     fn describe(&self, status: &DestinationStatus) -> Value {
         let superblock = &status.superblock;
-        let state = match (&status.peer, status.promotable) {
-            (None, _) => "waiting",
-            (Some(_), false) => "copying",
-            (Some(_), true) => "receiving",
+        let state = match (&status.peer, status.phase, status.promotable) {
+            (None, ..) => "waiting",
+            (Some(_), Phase::Direct, false) => "copying",
+            (Some(_), Phase::Direct, true) => "receiving",
+            (Some(_), Phase::Staging | Phase::Draining, _) => "resyncing",
+        };
+        let phase = match status.phase {
+            Phase::Direct => "direct",
+            Phase::Staging => "staging",
+            Phase::Draining => "draining",
         };
         let counters = &status.counters;
         json!({
             "name": self.name, "state": state, "reason": status.reason, "connected": status.peer.is_some(), "peer": status.peer,
             "epoch": superblock.epoch.0, "held_record": status.held_record, "applied_record": superblock.clean.seq.0,
             "verified_record": status.verified_record, "promotable": status.promotable,
+            "base_record": status.base_record, "phase": phase, "staged_bytes": status.staged_bytes,
+            "staging_limit_bytes": status.staging_limit_bytes, "staging_trouble": status.staging_trouble,
+            "heard_unix_s": status.heard_unix_s, "source_alone": status.source_alone, "answered_record": status.answered_record,
             "received_bytes": counters.written_bytes, "stored_bytes": counters.journal_bytes,
             "applied_bytes": counters.flushed_bytes, "journal_writes": counters.journal_writes,
             "halves": status::halves(&status.halves), "volumes": self.volumes(Some(superblock)),
@@ -350,4 +375,18 @@ impl Mirror {
     fn watch(&self, engine: JoinHandle<()>) {
         self.engines.lock().unwrap_or_else(PoisonError::into_inner).push(engine);
     }
+}
+
+/// What is to be said of an image that was promoted although it isn't what the source answered last.
+fn served(before: &DestinationStatus, record: u64) -> Option<String> {
+    if before.base_record == Some(record) {
+        return Some(format!("a resync wasn't complete: the images are served as of record {record}, from before it"));
+    }
+    if !before.promotable {
+        return Some("the images weren't a whole copy: what is served is what was there".into());
+    }
+    before.source_alone.then(|| {
+        let answered = before.answered_record;
+        format!("the source had gone on alone: it had answered up to record {answered} when it was heard last, {record} is served")
+    })
 }

@@ -31,8 +31,9 @@ pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
         .with_context(|| format!("journal_dir {} can't be made", config.journal_dir.display()))?;
     let exports = Exports::default();
     let mut mirrors = Vec::new();
+    let plan = mirror::staging_plan(&config);
     for source in &config.sources {
-        mirrors.push(Mirror::start(source, &config.journal_dir, exports.clone(), init).await?);
+        mirrors.push(Mirror::start(source, &config.journal_dir, plan, exports.clone(), init).await?);
     }
     let daemon = Arc::new(Daemon { mirrors, complaint: Mutex::default() });
     let mut tasks = tokio::task::JoinSet::new();

@@ -2,27 +2,46 @@
 //! each fill to the images when the source's sync signal says that it is complete.
 //!
 //! - `receive`: what a connected source says, and what is acknowledged.
-//! - `apply`: sealed fills go to the images; a promote applies all that is stored.
+//! - `meet`: where a source goes on: resume, settle, restart.
+//! - `apply`: sealed fills go to the images.
+//! - `staging`: while a resync goes on they go to the staging log instead, so that the images stay as they were.
+//! - `drain`: once the resync is whole, the log goes to the images.
+//! - `sums`: what the source asks of the contents.
+//! - `state`: the durable state. `promote`: what is served in the end.
 //!
 //! Fill n lives in journal file n mod 2, at the very positions it has in the source's half.
 
 mod apply;
+mod drain;
+mod half;
+mod meet;
+mod promote;
 mod receive;
+mod staging;
+mod state;
+mod sums;
 #[cfg(test)]
 mod tests;
 
+pub use half::{Half, State};
+pub use staging::{AppendOp, StagingPlan, Written};
+pub use sums::Ask;
+
 use super::Place;
-use super::flush::Flusher;
-use super::index::Index;
+use super::grains::Grains;
 use super::recovery::{Found, Recovered, Rescanned, hello};
 use crate::canary::{Bug, sings};
 use crate::format::block::Block;
 use crate::format::frame::Record;
-use crate::format::ids::{Fill, Mark, Seq};
-use crate::format::superblock::Superblock;
+use crate::format::ids::{Mark, Seq};
+use crate::format::superblock::{Phase, Staging, Superblock};
 use crate::format::wire::{Report, Verdict, Welcome};
 use crate::limits::MAX_BOUNDARIES;
+use meet::Settling;
+use staging::Log;
 use std::collections::VecDeque;
+use std::ops::Range;
+use sums::Asks;
 
 /// What must happen outside.
 #[derive(Debug)]
@@ -38,9 +57,20 @@ pub enum Effect {
     Erase(usize, u64),
     /// Sync this image's device and report [`Destination::handle_image_synced`].
     SyncImage(u16),
+    /// Make everything written to the staging log stable and report [`Destination::handle_staging_synced`].
+    SyncStaging,
+    /// Write this block into the staging log at this position, durably, and report
+    /// [`Destination::handle_restart_staged`].
+    StageRestart(Box<Block>, u64),
+    /// Give back this part of the staging log's file and report [`Destination::handle_staging_freed`].
+    FreeStaging(Range<u64>),
+    /// Sync this image's device, which the staging log was written to, and report [`Destination::handle_drain_synced`].
+    SyncDrained(u16),
+    /// Close the connection, for this reason.
+    Disconnect(String),
     /// The promote is complete: the images hold everything up to this mark.
     Promoted(Mark),
-    /// A fill is on the images; for the log.
+    /// A fill is on the images, or in the staging log; for the log.
     Applied(Mark),
 }
 
@@ -55,74 +85,6 @@ pub struct StoreOp {
     pub end: u64,
     /// Whether it must be on stable storage when it completes.
     pub stable: bool,
-}
-
-/// How far a fill has come here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
-    /// Applied, or never used: the next fill may go over it.
-    Clean,
-    /// Frames arrive.
-    Open,
-    /// The sync signal came.
-    Sealed,
-}
-
-/// One half: a fill in its journal file.
-#[derive(Debug)]
-pub struct Half {
-    /// The fill it holds, or held last.
-    pub fill: Fill,
-    /// How far it has come.
-    pub state: State,
-    /// Bytes of frames received and verified.
-    pub received: u64,
-    /// Bytes handed to the journal file.
-    pub handed: u64,
-    /// Bytes in the journal file.
-    pub stored: u64,
-    /// Its stored records.
-    pub index: Index,
-    /// Records stored.
-    pub records: u64,
-    /// Boundary after its last stored frame.
-    pub last: Mark,
-    /// Whether the image is a whole copy once it is applied.
-    whole: bool,
-    /// Whether it was written without being made stable since.
-    volatile: bool,
-    flusher: Flusher,
-    /// Whether the superblock that calls it applied is being written.
-    retiring: bool,
-}
-
-impl Half {
-    fn clean(volumes: usize) -> Half {
-        Half {
-            fill: Fill(0),
-            state: State::Clean,
-            received: 0,
-            handed: 0,
-            stored: 0,
-            index: Index::new(volumes),
-            records: 0,
-            last: Mark::default(),
-            whole: false,
-            volatile: false,
-            flusher: Flusher::default(),
-            retiring: false,
-        }
-    }
-
-    /// The word in status.
-    pub fn word(&self) -> &'static str {
-        match self.state {
-            State::Clean => "clean",
-            State::Open => "open",
-            State::Sealed if self.flusher.written_bytes() > 0 => "flushing",
-            State::Sealed => "sealed",
-        }
-    }
 }
 
 /// A frame that is verified but not stored.
@@ -142,13 +104,46 @@ struct Writing {
     done: bool,
 }
 
+/// What a source said of itself when it was heard last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// The last record that it had answered.
+    pub answered: Seq,
+    /// Whether it answers writes alone.
+    pub alone: bool,
+}
+
+/// What the durable state says of where fills go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Durable {
+    whole: bool,
+    staging: Staging,
+}
+
+impl Durable {
+    fn of(superblock: &Superblock) -> Durable {
+        Durable { whole: superblock.whole, staging: superblock.staging }
+    }
+
+    /// While a resync is staged the images stay what they were before it; while a whole log is drained, images and log
+    /// together are a whole copy.
+    fn promotable(&self) -> bool {
+        self.whole || self.staging.phase == Phase::Staging
+    }
+}
+
 /// The state of one source at its destination.
 #[derive(Debug)]
 pub struct Destination {
     superblock: Superblock,
+    durable: Durable,
     halves: [Half; 2],
     connected: bool,
+    /// Whether the source said from where it goes on, so that frames may come.
     resumed: bool,
+    /// The source asked to settle, over this connection.
+    settling: Option<Settling>,
+    heard: Heard,
     /// Boundary after the last frame received.
     received: Mark,
     /// Boundary after the last frame stored.
@@ -170,29 +165,37 @@ pub struct Destination {
     state_dirty: bool,
     /// Copies of the state that don't have what this write brings.
     stale_copies: u8,
-    /// The mark from which this fresh destination begins isn't durable yet.
+    /// The mark from which the order begins anew isn't durable yet.
     starting_over: bool,
+    /// That mark, as long as the state isn't being written that says so.
+    restarting: Option<Mark>,
+    log: Log,
+    asks: Asks,
     promoting: bool,
-    /// Whether it is durable that the image is whole.
-    promotable: bool,
     verified: Seq,
     /// What the frames' headers say to be stable on both sides: the source can't have lost it.
     vouched: Seq,
 }
 
 impl Destination {
-    /// Continues from what the journal files hold; `records` gives a found frame's records with their places.
+    /// Continues from what the journal files hold; `records` gives a found frame's records with their places, `touched`
+    /// is what a scan of the staging log has found.
     pub fn recover(
         superblock: Superblock,
+        plan: StagingPlan,
+        touched: Grains,
         recovered: Recovered,
         mut records: impl FnMut(&Found) -> Vec<(Record, Place)>,
     ) -> Destination {
         let volumes = superblock.volumes.len();
         let applied = superblock.clean;
         let mut destination = Destination {
+            durable: Durable::of(&superblock),
             halves: [Half::clean(volumes), Half::clean(volumes)],
             connected: false,
             resumed: false,
+            settling: None,
+            heard: Heard::default(),
             received: applied,
             stored: applied,
             acked: applied.seq,
@@ -208,8 +211,10 @@ impl Destination {
             state_dirty: false,
             stale_copies: 0,
             starting_over: false,
+            restarting: None,
+            log: Log::new(plan, touched),
+            asks: Asks::default(),
             promoting: false,
-            promotable: superblock.whole,
             verified: applied.seq,
             vouched: applied.seq,
             superblock,
@@ -245,10 +250,13 @@ impl Destination {
     pub fn welcome(&self, hello: &Superblock) -> Result<Welcome, &'static str> {
         let ours = &self.superblock;
         let taken = self.promoting || (ours.promoted && !sings(Bug::ForgetEpoch));
-        match hello::answer(ours, hello, taken, self.connected || !self.idle()) {
-            hello::Answer::Welcome => {}
-            hello::Answer::Later(reason) => return Err(reason),
-            hello::Answer::Refuse(welcome) => return Ok(*welcome),
+        let answer = hello::answer(ours, hello, taken, self.connected || !self.idle());
+        match (answer, self.staging_trouble()) {
+            (hello::Answer::Refuse(welcome), _) => return Ok(*welcome),
+            // What it would send can't be kept: as before its resync, it goes on without this side.
+            (_, Some(trouble)) => return Ok(Welcome::refuse(Verdict::Refused, ours.epoch, trouble)),
+            (hello::Answer::Later(reason), None) => return Err(reason),
+            (hello::Answer::Welcome, None) => {}
         }
         Ok(Welcome {
             verdict: Verdict::Welcome,
@@ -256,7 +264,7 @@ impl Destination {
             whole: ours.whole,
             phase: ours.staging.phase,
             promotable: self.promotable(),
-            base: ours.staging.base,
+            base: self.base().unwrap_or_default(),
             fresh: self.fresh(),
             applied: ours.clean,
             boundaries: self.some_boundaries(),
@@ -291,16 +299,24 @@ impl Destination {
         self.stored == Mark::default()
     }
 
-    /// Whether a promote would give a consistent image, also after a crash at this moment.
+    /// Whether a promote would give a consistent image, also after a crash at this moment: by the durable state, and by
+    /// the one that is being written.
     pub fn promotable(&self) -> bool {
-        self.promotable
+        self.durable.promotable() && Durable::of(&self.superblock).promotable()
+    }
+
+    /// What a promote would serve, where that is an earlier state than what is held.
+    pub fn base(&self) -> Option<Mark> {
+        let staging = &self.superblock.staging;
+        (staging.phase == Phase::Staging).then_some(staging.base)
     }
 
     /// Whether nothing is under way and all that is stored is stable: a source counts what a welcome names as stored as
     /// if it had been acknowledged.
     fn idle(&self) -> bool {
         let volatile = self.halves.iter().any(|half| half.state != State::Clean && half.volatile);
-        self.writing.is_empty() && self.syncing.is_none() && !self.state_writing && self.erasing == 0 && !volatile
+        let storing = !self.writing.is_empty() || self.syncing.is_some() || self.erasing > 0 || volatile;
+        !storing && !self.state_writing && self.restarting.is_none() && self.asks.under_way == 0
     }
 
     /// The durable facts as they will be next.
@@ -321,6 +337,11 @@ impl Destination {
     /// The last record up to which our digest was compared with the source's.
     pub fn verified(&self) -> Seq {
         self.verified
+    }
+
+    /// What the source said of itself last.
+    pub fn heard(&self) -> Heard {
+        self.heard
     }
 
     /// Whether a source is connected.

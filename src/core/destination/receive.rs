@@ -5,7 +5,7 @@
 
 use super::super::Place;
 use super::super::recovery::{Rescanned, follows};
-use super::{Destination, Effect, Half, Pending, State, StoreOp, Writing};
+use super::{Destination, Effect, Half, Heard, Pending, State, StoreOp, Writing};
 use crate::canary::{Bug, sings};
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Record};
 use crate::format::ids::{Digest, Mark, Seq};
@@ -20,11 +20,15 @@ impl Destination {
     /// A source was welcomed.
     pub fn handle_connected(&mut self) {
         (self.connected, self.resumed) = (true, false);
+        self.settling = None;
     }
 
-    /// The connection is gone: what was received but isn't being stored is forgotten.
+    /// The connection is gone: what was received but isn't being stored is forgotten. A restart goes on to its end, as
+    /// frames may have come behind it already; a fill that was sealed to settle stays sealed.
     pub fn handle_disconnected(&mut self) {
         (self.connected, self.resumed) = (false, false);
+        self.settling = None;
+        self.asks.forget();
         self.pending.truncate(self.handed);
         self.forget_unhanded();
     }
@@ -49,89 +53,21 @@ impl Destination {
         effects: &mut Vec<Effect>,
     ) -> Result<(), String> {
         match signal {
-            Signal::Resume { .. } if self.resumed => Err("the source resumes twice".into()),
-            Signal::Restart { at } => self.start_over(at, effects),
-            Signal::Resume { common } => self.drop_after(common, rescan, effects),
-            Signal::Settle { .. } | Signal::Ping { .. } | Signal::Ask { .. } => Err("not yet".into()),
-            Signal::Sync { .. } if !self.resumed => Err("the source signals before it resumed".into()),
+            // Also while it settles or drains: it only says that somebody is there.
+            Signal::Ping { answered, alone } => {
+                self.heard = Heard { answered, alone };
+                effects.push(Effect::Report(Report::Pong));
+                Ok(())
+            }
+            Signal::Resume { common } => self.resume(common, rescan, effects),
+            Signal::Settle { common } => self.settle(common, rescan, effects),
+            Signal::Restart { at } => self.restart(at, effects),
+            Signal::Sync { .. } | Signal::Ask { .. } if !self.resumed => {
+                Err("the source signals before it resumed".into())
+            }
             Signal::Sync { last, whole } => self.seal(last, whole, effects),
+            Signal::Ask { id, volume, offset, length } => self.ask(id, volume, offset, length),
         }
-    }
-
-    fn start_over(&mut self, common: Mark, effects: &mut Vec<Effect>) -> Result<(), String> {
-        if !self.fresh() {
-            return Err(format!("the source wants to start over, but {} is stored here", self.stored));
-        }
-        self.superblock.clean = common;
-        (self.superblock.whole, self.promotable) = (false, false);
-        (self.received, self.stored, self.acked) = (common, common, common.seq);
-        (self.synced, self.verified, self.vouched) = (common.seq, common.seq, common.seq);
-        self.boundaries.clear();
-        self.boundaries.push_back((common, 0));
-        (self.resumed, self.starting_over) = (true, true);
-        self.write_state(effects);
-        Ok(())
-    }
-
-    /// Drops what the source doesn't have: it was never answered. The dropped frames still follow the ones before them
-    /// in the journal file; so that no recovery ever takes them for the continuation, the first one's header is erased
-    /// before anything else is stored.
-    fn drop_after(
-        &mut self,
-        common: Mark,
-        rescan: &mut dyn FnMut(Mark, Mark) -> Vec<Rescanned>,
-        effects: &mut Vec<Effect>,
-    ) -> Result<(), String> {
-        let Some(kept) = self.boundaries.iter().rposition(|(mark, _)| *mark == common) else {
-            return Err(format!("the source resumes at {common}, which isn't stored here"));
-        };
-        self.resumed = true;
-        if common == self.stored {
-            return Ok(());
-        }
-        let beyond = |half: &Half| half.state != State::Clean && half.last.seq > common.seq;
-        if self.halves.iter().any(|half| beyond(half) && half.state == State::Sealed) {
-            return Err(format!("the source resumes at {common}, before the end of a fill that it called complete"));
-        }
-        if self.vouched > common.seq {
-            return Err(format!(
-                "the source resumes at {common}, but it had called all records up to {} stable on both sides: it has lost \
-                 answered writes that are stored here. Promote this side; or, if the source's volumes are right all the same, \
-                 stop the destination and remove its folder of this source: everything is copied again",
-                self.vouched
-            ));
-        }
-        // What is kept of a fill is looked up before anything is forgotten.
-        let mut refill = Vec::new();
-        if self.halves.iter().any(|half| beyond(half) && half.fill == common.fill) {
-            let other = &self.halves[1 - common.fill.half()];
-            let before = if other.state == State::Clean { self.superblock.clean } else { other.last };
-            refill = rescan(before, common);
-            if refill.last().is_none_or(|(found, _)| found.mark != common) {
-                return Err(format!("the frames up to {common} can't be found again in this fill's half"));
-            }
-        }
-        let volumes = self.superblock.volumes.len();
-        for index in 0..2 {
-            let half = &self.halves[index];
-            if !beyond(half) {
-                continue;
-            }
-            let in_this = half.fill == common.fill;
-            if !sings(Bug::KeepDropped) {
-                self.erasing += 1;
-                effects.push(Effect::Erase(index, if in_this { self.boundaries[kept].1 } else { 0 }));
-            }
-            self.halves[index] = Half::clean(volumes);
-        }
-        self.boundaries.truncate(kept + 1);
-        (self.stored, self.received, self.acked) = (common, common, common.seq);
-        self.synced = self.synced.min(common.seq);
-        self.unsynced.clear();
-        let boundaries = std::mem::take(&mut self.boundaries);
-        self.adopt(refill);
-        self.boundaries = boundaries;
-        Ok(())
     }
 
     /// What [`Effect::Erase`] asked for is durable.

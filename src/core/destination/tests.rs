@@ -1,31 +1,23 @@
+mod resync;
+mod staging;
+mod world;
+
 use super::*;
 use crate::core::index::Action;
-use crate::core::recovery;
+use crate::core::recovery::{self, staged::Scan};
 use crate::format::checksum;
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Kind};
-use crate::format::ids::{Digest, Epoch, Id};
+use crate::format::ids::{Digest, Epoch, Fill, Id};
 use crate::format::superblock::{Role, Volume};
 use crate::format::wire::Signal;
 use crate::limits::BLOCK_BYTES;
 
 const HALF: u64 = 64 * BLOCK_BYTES as u64;
+const PLAN: StagingPlan = StagingPlan { limit_bytes: 4 * HALF, best_effort: false };
 
 fn superblock(role: Role) -> Superblock {
-    let volume = Volume { name: "vol0".into(), size_bytes: 1 << 20, block_bytes: 512, copied_bytes: 0 };
-    Superblock {
-        role,
-        generation: 2,
-        source: Id([1; 16]),
-        name: "alpha".into(),
-        half_bytes: HALF,
-        epoch: Epoch(1),
-        fenced_by: Epoch(0),
-        incarnation: 1,
-        clean: Mark::default(),
-        whole: true,
-        promoted: false,
-        volumes: vec![volume],
-    }
+    let volume = Volume { name: "vol0".into(), size_bytes: 1 << 20, block_bytes: 512 };
+    Superblock::first(role, Id([1; 16]), "alpha", HALF, Epoch(1), vec![volume])
 }
 
 /// A destination with what a source would say to it, and the memory of its halves.
@@ -43,12 +35,14 @@ struct Rig {
 impl Rig {
     /// Connected and resumed.
     fn new() -> Rig {
-        let core = Destination::recover(superblock(Role::Destination), recovery::Recovered::default(), |_| Vec::new());
+        let superblock = superblock(Role::Destination);
+        let touched = Scan::new(&superblock).finish().unwrap();
+        let core = Destination::recover(superblock, PLAN, touched, recovery::Recovered::default(), |_| Vec::new());
         let halves = [(); 2].map(|()| vec![0; HALF as usize]);
         let last = Mark::default();
         let mut rig = Rig { core, effects: Vec::new(), halves, last, position: 0, flags: FLAG_STABLE, committed: 0 };
         rig.connect();
-        rig.signal(Signal::Resume { common: Mark::default(), from_scratch: true }).unwrap();
+        rig.signal(Signal::Restart { at: Mark::default() }).unwrap();
         rig.state_written();
         rig
     }
@@ -98,6 +92,7 @@ impl Rig {
             position: self.position,
             first: self.last.seq.next(),
             committed: Seq(self.committed),
+            stable_here: Seq(self.committed),
             previous: self.last.digest,
             payload_bytes: 0,
             count: 1,
@@ -250,7 +245,7 @@ fn resuming_drops_what_the_source_does_not_have() {
     let marks: Vec<Mark> = (0..3).map(|_| rig.stored(1)).collect();
     rig.core.handle_disconnected();
     assert_eq!(rig.connect().boundaries.last(), Some(&marks[2]));
-    rig.signal(Signal::Resume { common: marks[1], from_scratch: false }).unwrap();
+    rig.signal(Signal::Resume { common: marks[1] }).unwrap();
     rig.erased(1, 2 * BLOCK_BYTES as u64);
     assert_eq!((rig.core.stored(), rig.core.halves()[1].records), (marks[1], 2));
     assert_eq!(rig.core.halves()[1].last, marks[1]);
@@ -258,7 +253,7 @@ fn resuming_drops_what_the_source_does_not_have() {
     rig.effects.clear();
     rig.stored(2);
     assert_eq!(rig.reports(), [Report::Stored(Seq(3))]);
-    assert!(rig.signal(Signal::Resume { common: marks[1], from_scratch: false }).unwrap_err().contains("twice"));
+    assert!(rig.signal(Signal::Resume { common: marks[1] }).unwrap_err().contains("twice"));
 }
 
 #[test]
@@ -268,7 +263,7 @@ fn resuming_at_the_end_of_a_fill_drops_the_next() {
     (0..2).for_each(|_| assert!(rig.stored(2) != end));
     rig.core.handle_disconnected();
     rig.connect();
-    rig.signal(Signal::Resume { common: end, from_scratch: false }).unwrap();
+    rig.signal(Signal::Resume { common: end }).unwrap();
     rig.erased(0, 0);
     assert_eq!((rig.core.stored(), rig.core.halves()[0].state), (end, State::Clean));
     rig.last = end;
@@ -300,15 +295,15 @@ fn resuming_at_something_unknown_or_complete_is_refused() {
     rig.core.handle_disconnected();
     rig.connect();
     let unknown = Mark { digest: Digest(7), ..first };
-    let reason = rig.signal(Signal::Resume { common: unknown, from_scratch: false }).unwrap_err();
+    let reason = rig.signal(Signal::Resume { common: unknown }).unwrap_err();
     assert!(reason.contains("isn't stored here"), "{reason}");
     rig.core.handle_disconnected();
     rig.connect();
-    let reason = rig.signal(Signal::Resume { common: first, from_scratch: false }).unwrap_err();
+    let reason = rig.signal(Signal::Resume { common: first }).unwrap_err();
     assert!(reason.contains("called complete"), "{reason}");
     rig.core.handle_disconnected();
     rig.connect();
-    let reason = rig.signal(Signal::Resume { common: first, from_scratch: true }).unwrap_err();
+    let reason = rig.signal(Signal::Restart { at: first }).unwrap_err();
     assert!(reason.contains("is stored here"), "{reason}");
 }
 
@@ -356,7 +351,7 @@ fn a_lost_connection_keeps_what_was_handed_to_the_files() {
     assert_eq!(rig.reports(), [], "nobody is there to be told");
     let welcome = rig.connect();
     assert_eq!((welcome.boundaries.last(), rig.core.next_store()), (Some(&handed), None));
-    rig.signal(Signal::Resume { common: handed, from_scratch: false }).unwrap();
+    rig.signal(Signal::Resume { common: handed }).unwrap();
     (rig.last, rig.position) = (handed, BLOCK_BYTES as u64);
     rig.stored(1);
     assert_eq!(rig.reports(), [Report::Stored(Seq(2))]);
@@ -439,11 +434,11 @@ fn what_a_frame_calls_stable_on_both_sides_is_not_dropped() {
     rig.core.handle_disconnected();
     let welcome = rig.connect();
     assert!([first, second, third].iter().all(|mark| welcome.boundaries.contains(mark)));
-    let reason = rig.signal(Signal::Resume { common: first, from_scratch: false }).unwrap_err();
+    let reason = rig.signal(Signal::Resume { common: first }).unwrap_err();
     assert!(reason.contains("lost answered writes") && rig.core.stored() == third, "{reason}");
     rig.core.handle_disconnected();
     rig.connect();
-    rig.signal(Signal::Resume { common: second, from_scratch: false }).unwrap();
+    rig.signal(Signal::Resume { common: second }).unwrap();
     assert_eq!(rig.core.stored(), second, "the third was never answered");
 }
 
@@ -473,7 +468,7 @@ fn a_sync_signal_completes_the_fill_before_as_well() {
     core.halves[1].state = State::Open;
     core.handle_disconnected();
     rig.connect();
-    rig.signal(Signal::Resume { common: second, from_scratch: false }).unwrap();
+    rig.signal(Signal::Resume { common: second }).unwrap();
     rig.signal(Signal::Sync { last: second, whole: false }).unwrap();
     rig.effects.clear();
     (0..4).for_each(|_| rig.apply());

@@ -5,6 +5,7 @@
 //! - `copies`: what the two copies of a superblock are together.
 //! - `source_start`, `destination_start`: whether what is stored is made, recovered or refused.
 //! - `chain`, and the functions right here: what the halves hold after a crash.
+//! - `staged`: what a destination's staging log holds.
 //! - `hello`, `welcome`: what the two sides do when they meet.
 //!
 //! The halves hold the longest chain of frames that follows the clean mark, on both sides alike. Of the two halves at
@@ -18,6 +19,7 @@ pub mod copies;
 pub mod destination_start;
 pub mod hello;
 pub mod source_start;
+pub mod staged;
 pub mod table;
 #[cfg(test)]
 mod tests;

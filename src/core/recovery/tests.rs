@@ -40,6 +40,7 @@ impl Journal {
             position: self.at[half] as u64,
             first: self.end.seq.next(),
             committed: Seq(committed),
+            stable_here: Seq(committed),
             previous: self.end.digest,
             payload_bytes: 0,
             count: 0,
@@ -230,21 +231,9 @@ fn each_combination_meets_exactly_one_row() {
 }
 
 fn version(generation: u64, source: u8, name: &str) -> Superblock {
-    let volume = Volume { name: "vol0".into(), size_bytes: 1 << 20, block_bytes: 512, copied_bytes: 0 };
-    Superblock {
-        role: Role::Source,
-        generation,
-        source: Id([source; 16]),
-        name: name.into(),
-        half_bytes: 8 << 20,
-        epoch: Epoch(1),
-        fenced_by: Epoch(0),
-        incarnation: generation,
-        clean: Mark::default(),
-        whole: false,
-        promoted: false,
-        volumes: vec![volume],
-    }
+    let volume = Volume { name: "vol0".into(), size_bytes: 1 << 20, block_bytes: 512 };
+    let first = Superblock::first(Role::Source, Id([source; 16]), name, 8 << 20, Epoch(1), vec![volume]);
+    Superblock { generation, incarnation: generation, ..first }
 }
 
 /// What two blocks are taken for.
@@ -255,7 +244,7 @@ fn two_copies_are_read_for_what_they_are() {
     let mut broken = new;
     broken[200] ^= 1;
     let mut later = new;
-    later[8] = 2;
+    later[8] = 3;
     let foreign = [7; BLOCK_BYTES];
     let beta = *version(9, 1, "beta").encode();
     let differs = *Superblock { incarnation: 3, ..version(9, 1, "alpha") }.encode();
@@ -275,8 +264,8 @@ fn two_copies_are_read_for_what_they_are() {
         ([broken, blank], Copies::Damaged, None, "copy 1 is blank"),
         ([foreign, broken], Copies::Damaged, None, "copy 1: checksum"),
         // Were the other copy taken, it might be the older one.
-        ([old, later], Copies::Version, None, "version 2"),
-        ([later, broken], Copies::Version, None, "version 2"),
+        ([old, later], Copies::Version, None, "version 3"),
+        ([later, broken], Copies::Version, None, "version 3"),
         ([claim, blank], Copies::Claimed, None, ""),
         ([claim, old], Copies::Claimed, None, ""),
         ([blank, blank], Copies::Blank, None, "blank"),

@@ -1,8 +1,11 @@
 //! Drives the destination's core for one source: frames are received straight into the memory from which they go to
 //! the journal file and later to the images; nothing is copied in between.
 
+mod promote;
 mod receive;
+mod staging;
 mod start;
+mod sums;
 
 use super::command::{Counters, DestinationCommand, DestinationStatus, HalfStatus};
 use super::disk::Disk;
@@ -12,19 +15,22 @@ use super::source::EngineError;
 use super::zeroing::Zeroing;
 use crate::core::Place;
 use crate::core::destination::{Destination, Effect, State, StoreOp};
-use crate::core::index::Action;
+use crate::core::index::{Action, Segment};
 use crate::format::ids::Mark;
-use crate::limits::BLOCK_BYTES;
+use crate::limits::{BLOCK_BYTES, MAX_COPY_WINDOWS};
 use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
 use receive::Peer;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use sums::Summing;
 use tokio::sync::oneshot;
 
+pub use crate::core::destination::StagingPlan;
 pub use receive::check_images;
-pub use start::{Folder, Handle, Image, StagingPlan, spawn};
+pub use start::{Folder, Handle, Image, spawn};
 
 /// Device writes of an apply under way while it is on time, and while it is late.
 const APPLY_DEPTH: (u32, u32) = (4, 48);
@@ -42,6 +48,15 @@ enum Token {
     Apply(u16),
     Zero(Zeroing),
     ImageSync(u16),
+    Append,
+    StagingSync,
+    StageRestart,
+    FreeStaging,
+    Segment(u64, u64),
+    Drain(u16),
+    DrainZero(Zeroing),
+    DrainSync(u16),
+    SumRead(usize),
 }
 
 /// How an engine ended that wasn't told to stop.
@@ -61,11 +76,18 @@ struct Engine {
     memory: Arc<Memory>,
     files: [Disk; 2],
     state: Disk,
+    staging: Disk,
     images: Vec<Image>,
+    /// Questions whose ranges are being read.
+    sums: [Option<Summing>; MAX_COPY_WINDOWS],
     peer: Option<Peer>,
     /// A source that introduced itself and waits until the last connection's operations are over.
     next_peer: Option<(OwnedFd, Box<crate::format::superblock::Superblock>, String)>,
     reason: Option<String>,
+    /// When the source was heard last.
+    heard_at: Option<SystemTime>,
+    /// Since when this side lacks answered writes, as the source said when it connected; 0: it lacks none.
+    lacking_since_unix_s: u64,
     promote: Option<Waiting>,
     /// Whether the promote was handed to the core, once the connection was over.
     promote_begun: bool,
@@ -76,6 +98,12 @@ struct Engine {
     counters: Counters,
     effects: Vec<Effect>,
     pieces: Vec<(Place, u64)>,
+    segments: Vec<Segment>,
+}
+
+/// An operation on a disk failed.
+fn failed(what: &str, disk: &Disk, cause: io::Error) -> EngineError {
+    EngineError::Disk { what: format!("{what} ({})", disk.path().display()), cause }
 }
 
 impl Engine {
@@ -85,7 +113,12 @@ impl Engine {
         self.ring.drain();
         outcome?;
         Ok(match self.promoted {
-            Some(mark) => Ended::Promoted(mark, self.images),
+            Some(mark) => {
+                if let Err(error) = self.staging.truncate() {
+                    tracing::warn!("{error}; its room isn't given back");
+                }
+                Ended::Promoted(mark, self.images)
+            }
             None => Ended::Stopped,
         })
     }
@@ -105,10 +138,6 @@ impl Engine {
     }
 
     fn handle(&mut self, token: Token, outcome: io::Result<usize>) -> Result<(), EngineError> {
-        let failed = |what: &str, disk: &Disk, cause: io::Error| EngineError::Disk {
-            what: format!("{what} ({})", disk.path().display()),
-            cause,
-        };
         match token {
             Token::Wake => {
                 self.ring.wake_on(Token::Wake, self.wake.as_raw_fd());
@@ -158,6 +187,8 @@ impl Engine {
                 outcome.map_err(|cause| failed("the image's sync", &image.disk, cause))?;
                 self.core.handle_image_synced(volume);
             }
+            Token::SumRead(number) => self.sum_read(number, outcome),
+            token => self.handle_staging(token, outcome)?,
         }
         Ok(())
     }
@@ -184,6 +215,9 @@ impl Engine {
             self.ring.write(Token::Store(op), fd, op.start, &[(place, op.end - op.start)], op.stable);
         }
         self.pump_apply();
+        self.pump_append();
+        self.pump_drain();
+        self.pump_sums();
         self.send_reports();
     }
 
@@ -206,6 +240,16 @@ impl Engine {
                 self.ring.sync(Token::ImageSync(volume), self.images[usize::from(volume)].disk.fd());
             }
             Effect::Applied(mark) => tracing::debug!("applied {mark}"),
+            Effect::SyncStaging => self.ring.sync(Token::StagingSync, self.staging.fd()),
+            Effect::StageRestart(block, at) => self.stage_restart(&block, at),
+            Effect::FreeStaging(range) => self.free_staging(range),
+            Effect::SyncDrained(volume) => {
+                self.ring.sync(Token::DrainSync(volume), self.images[usize::from(volume)].disk.fd());
+            }
+            Effect::Disconnect(reason) => {
+                tracing::error!("source {}: {reason}", self.core.superblock().name);
+                self.close_peer(&reason);
+            }
             Effect::Promoted(mark) => {
                 self.promoted = Some(mark);
                 if let Some(done) = self.promote.take() {
@@ -222,40 +266,6 @@ impl Engine {
             DestinationCommand::Promote { force, done } => self.promote(force, done),
             DestinationCommand::Status(answer) => drop(answer.send(self.status())),
             DestinationCommand::Stop => self.stopping = true,
-        }
-    }
-
-    fn promote(&mut self, force: bool, done: Waiting) {
-        let refusal = if self.promote.is_some() {
-            Some("a promote is under way already".into())
-        } else if self.core.connected() && !force {
-            let address = self.peer_address().unwrap_or_default();
-            Some(format!(
-                "the source is connected ({address}) and may be answering writes: stop it first, or give --force to take over from it"
-            ))
-        } else if !self.core.promotable() && !force {
-            Some(
-                "the image isn't a whole copy yet: the first sync never finished. Let it finish, or give --force to serve what is there"
-                    .into(),
-            )
-        } else {
-            None
-        };
-        match refusal {
-            Some(reason) => drop(done.send(Err(reason))),
-            None => self.promote = Some(done),
-        }
-    }
-
-    /// A promote begins when nothing of the connection is under way any more; until then nothing new is acknowledged.
-    fn begin_promote(&mut self) {
-        if self.promote.is_none() || self.promote_begun {
-            return;
-        }
-        self.fence_peer();
-        if self.peer.is_none() {
-            self.promote_begun = true;
-            self.core.handle_promote(&mut self.effects);
         }
     }
 
@@ -280,6 +290,7 @@ impl Engine {
 
     fn status(&self) -> DestinationStatus {
         let capacity_bytes = self.core.superblock().half_bytes;
+        let staging = &self.core.superblock().staging;
         let half = |half: &crate::core::destination::Half| HalfStatus {
             fill: half.fill.0,
             state: half.word(),
@@ -290,14 +301,14 @@ impl Engine {
         DestinationStatus {
             superblock: self.core.superblock().clone(),
             promotable: self.core.promotable(),
-            base_record: None,
-            phase: self.core.superblock().staging.phase,
-            staged_bytes: 0,
-            staging_limit_bytes: 0,
-            staging_trouble: None,
-            heard_unix_s: None,
-            answered_record: 0,
-            source_alone: false,
+            base_record: self.core.base().map(|mark| mark.seq.0),
+            phase: staging.phase,
+            staged_bytes: staging.tail - staging.head,
+            staging_limit_bytes: self.core.staging_plan().limit_bytes,
+            staging_trouble: self.core.staging_trouble(),
+            heard_unix_s: self.heard_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs()),
+            answered_record: self.core.heard().answered.0,
+            source_alone: self.core.heard().alone,
             peer: self.peer_address(),
             reason: self.reason.clone(),
             held_record: self.core.stored().seq.0,

@@ -12,21 +12,26 @@ use crate::format::checksum;
 use crate::format::frame::{self, Header};
 use crate::format::ids::Mark;
 use crate::format::superblock::Superblock;
-use crate::format::wire::{REPORT_BYTES, Report, SIGNAL, Signal, Verdict, Welcome};
-use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, MAX_FRAME_PAYLOAD_BYTES};
+use crate::format::wire::{REPORT_BYTES, Report, SIGNAL, Signal, Sum, Verdict, Welcome};
+use crate::limits::{
+    BLOCK_BYTES, CHUNK_BYTES, COPY_WINDOW_BYTES, DRAIN_BYTES, MAX_COPY_WINDOWS, MAX_FRAME_PAYLOAD_BYTES, MAX_SUMS,
+};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::SystemTime;
 
-/// What may wait to be sent to a source, in bytes: a welcome and some reports. Acknowledgements take the place of older
+/// What may wait to be sent to a source, in bytes: a welcome, the answers to all questions, and some reports. Acknowledgements take the place of older
 /// ones, so only a source that repeats its signals and reads nothing comes near.
 const MAX_OUTGOING_BYTES: usize = 64 << 10;
+const _: () =
+    assert!(MAX_OUTGOING_BYTES > BLOCK_BYTES + MAX_COPY_WINDOWS * (REPORT_BYTES + MAX_SUMS * size_of::<Sum>()));
 
 /// Room behind each half: a receive may go beyond the half's end.
 const SLACK_BYTES: u64 = 2 << 20;
 /// Most bytes of one receive.
 const RECEIVE_BYTES: u64 = 1 << 20;
-/// Reports of one send.
-const REPORTS: usize = 64;
+/// Bytes of one send.
+const SEND_BYTES: usize = 16 << 10;
 
 const _: () = assert!(SLACK_BYTES > RECEIVE_BYTES + (MAX_FRAME_PAYLOAD_BYTES / 2) as u64 + BLOCK_BYTES as u64);
 
@@ -51,12 +56,27 @@ fn reports_place(half_bytes: u64) -> Place {
 
 /// A chunk of zeros that is never written.
 pub(super) fn zeros_place(half_bytes: u64) -> Place {
-    Place(reports_place(half_bytes).0 + BLOCK_BYTES as u64)
+    Place(reports_place(half_bytes).0 + SEND_BYTES as u64)
+}
+
+/// Where a restart's block is, on its way to the staging log.
+pub(super) fn restart_place(half_bytes: u64) -> Place {
+    Place(zeros_place(half_bytes).0 + CHUNK_BYTES as u64)
+}
+
+/// Where the staging log is read into.
+pub(super) fn drain_place(half_bytes: u64) -> Place {
+    Place(restart_place(half_bytes).0 + BLOCK_BYTES as u64)
+}
+
+/// Where the range of a question is put together; there is one place for each that may be under way.
+pub(super) fn sums_place(half_bytes: u64, number: usize) -> Place {
+    Place(drain_place(half_bytes).0 + DRAIN_BYTES + number as u64 * COPY_WINDOW_BYTES)
 }
 
 /// Bytes of the mapping.
 pub(super) fn memory_bytes(half_bytes: u64) -> usize {
-    zeros_place(half_bytes).0 as usize + CHUNK_BYTES
+    sums_place(half_bytes, MAX_COPY_WINDOWS).0 as usize
 }
 
 /// A connected source.
@@ -104,7 +124,8 @@ impl Engine {
             // What the last connection left under way ends soon; the turn after that asks again.
             Err(_) => {}
             Ok(welcome) => {
-                if let Some((socket, _, address)) = self.next_peer.take() {
+                if let Some((socket, hello, address)) = self.next_peer.take() {
+                    self.lacking_since_unix_s = hello.lacking_since_unix_s;
                     self.welcome(socket, address, &welcome);
                 }
             }
@@ -196,6 +217,7 @@ impl Engine {
             Err(error) => return self.close_peer(&format!("receiving failed: {error}")),
             Ok(bytes) => peer.bytes += bytes as u64,
         }
+        self.heard_at = Some(SystemTime::now());
         if !self.core.connected() {
             // Being fenced: nothing of it counts any more.
             return self.close_peer("fenced by a promote");
@@ -287,20 +309,33 @@ impl Engine {
                 peer.outgoing.truncate(peer.outgoing.len() - REPORT_BYTES);
             }
             peer.outgoing.extend_from_slice(&report.encode());
-            if peer.outgoing.len() > MAX_OUTGOING_BYTES {
-                self.close_peer("the source doesn't read what it is told");
-            }
+            self.limit_outgoing();
+        }
+    }
+
+    /// Answers a question.
+    pub(super) fn report_sums(&mut self, id: u64, sums: &[Sum]) {
+        if let Some(peer) = self.peer.as_mut().filter(|peer| !peer.closed) {
+            peer.outgoing.extend_from_slice(&Report::Sums { id, count: sums.len() }.encode());
+            peer.outgoing.extend_from_slice(sums.as_flattened());
+            self.limit_outgoing();
+        }
+    }
+
+    fn limit_outgoing(&mut self) {
+        if self.peer.as_ref().is_some_and(|peer| peer.outgoing.len() > MAX_OUTGOING_BYTES) {
+            self.close_peer("the source doesn't read what it is told");
         }
     }
 
     pub(super) fn send_reports(&mut self) {
         let place = reports_place(self.core.superblock().half_bytes);
         let Some(peer) = self.peer.as_mut().filter(|peer| !peer.closed && !peer.sending) else { return };
-        let bytes = peer.outgoing.len().min(REPORTS * REPORT_BYTES);
+        let bytes = peer.outgoing.len().min(SEND_BYTES);
         if bytes == 0 {
             return;
         }
-        // SAFETY: this block is only used by sends, and none is under way.
+        // SAFETY: these bytes are only used by sends, and none is under way.
         unsafe { self.memory.bytes_mut(place, bytes) }.copy_from_slice(&peer.outgoing[..bytes]);
         peer.outgoing.drain(..bytes);
         peer.sending = true;

@@ -3,22 +3,25 @@
 //!
 //! `journal_dir/SOURCE/` holds `state` (two superblock copies), `fill-0.journal` and `fill-1.journal` (one fill each,
 //! of the fill's number mod 2), and `promoted.journal`, the journal of the source that this becomes by a promote. All
-//! are preallocated at the first contact, so that neither mirroring nor a promote can fail for lack of space.
+//! are preallocated at the first contact, so that neither mirroring nor a promote can fail for lack of space. Beside them
+//! is `staging.log`, empty but for resyncs, which takes its space as it needs it.
 
 use super::super::command::{Commands, Counters, DestinationCommand, MAX_COMMANDS};
 use super::super::disk::{Disk, make_folder};
 use super::super::memory::Memory;
 use super::super::ring::Ring;
 use super::super::source::EngineError;
-use super::receive::{half_place, memory_bytes};
+use super::receive::{drain_place, half_place, memory_bytes};
 use super::{Ended, Engine};
 use crate::core::Place;
-use crate::core::destination::Destination;
+use crate::core::destination::{Destination, StagingPlan};
+use crate::core::grains::Grains;
 use crate::core::recovery::copies::{Init, Reading};
 use crate::core::recovery::destination_start::{Action, Found, Promoted};
+use crate::core::recovery::staged::{Bytes, Scan};
 use crate::core::recovery::{self, Halves as _};
-use crate::format::superblock::{Role, Superblock, encode_claim};
-use crate::limits::{BLOCK_BYTES, JOURNAL_DATA_OFFSET};
+use crate::format::superblock::{Phase, Role, Superblock, encode_claim};
+use crate::limits::{BLOCK_BYTES, JOURNAL_DATA_OFFSET, MAX_COPY_WINDOWS};
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::path::{Path, PathBuf};
@@ -32,15 +35,6 @@ pub struct Image {
     pub name: String,
     /// Its disk.
     pub disk: Disk,
-}
-
-/// What a staging log may take, and what happens when that doesn't suffice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StagingPlan {
-    /// Bytes that it may hold.
-    pub limit_bytes: u64,
-    /// Whether a resync goes on even where the image can't be kept promotable.
-    pub best_effort: bool,
 }
 
 /// The folder of one source at its destination.
@@ -167,14 +161,14 @@ pub struct Handle {
 }
 
 /// Starts an engine; returns when it is ready, or says why it can't. Blocks while the journal files are read.
-pub fn spawn(folder: Folder, images: Vec<Image>) -> anyhow::Result<Handle> {
+pub fn spawn(folder: Folder, images: Vec<Image>, plan: StagingPlan) -> anyhow::Result<Handle> {
     let (sender, commands) = crossbeam_channel::bounded(MAX_COMMANDS);
     let wake = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC).context("no eventfd can be made")?);
     let (ended_sender, ended) = oneshot::channel();
     let (ready_sender, ready) = crossbeam_channel::bounded(1);
     let handle = Handle { commands: Commands::new(sender, wake.clone()), ended };
     let name = folder.superblock.name.clone();
-    let body = move || match prepare(folder, images, commands, wake) {
+    let body = move || match prepare(folder, images, plan, commands, wake) {
         Ok(engine) => {
             // The receiver waits right below.
             let _ = ready_sender.send(Ok(()));
@@ -190,6 +184,7 @@ pub fn spawn(folder: Folder, images: Vec<Image>) -> anyhow::Result<Handle> {
 fn prepare(
     folder: Folder,
     images: Vec<Image>,
+    plan: StagingPlan,
     commands: crossbeam_channel::Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
 ) -> anyhow::Result<Engine> {
@@ -216,8 +211,9 @@ fn prepare(
     for (half, position) in recovered.loose_ends(half_bytes) {
         files[half].store_block(&[0; BLOCK_BYTES], position)?;
     }
+    let (staging, touched) = open_staging(&path, &superblock, &memory)?;
     let (name, applied) = (superblock.name.clone(), superblock.clean);
-    let core = Destination::recover(superblock, recovered, |found| {
+    let core = Destination::recover(superblock, plan, touched, recovered, |found| {
         let (half, position) = (found.header.fill.half(), found.header.position);
         let payload = Place(half_place(half_bytes, half).0 + position + BLOCK_BYTES as u64);
         let block = halves.block(half, position);
@@ -232,10 +228,14 @@ fn prepare(
         memory,
         files,
         state,
+        staging,
         images,
+        sums: [None; MAX_COPY_WINDOWS],
         peer: None,
         next_peer: None,
         reason: None,
+        heard_at: None,
+        lacking_since_unix_s: 0,
         promote: None,
         promote_begun: false,
         promoted: None,
@@ -245,5 +245,52 @@ fn prepare(
         counters: Counters::default(),
         effects: Vec::new(),
         pieces: Vec::new(),
+        segments: Vec::new(),
     })
+}
+
+/// Opens the staging log, or makes an empty one, and reads what counts in it. Nothing is under way in the memory yet.
+fn open_staging(folder: &Path, superblock: &Superblock, memory: &Memory) -> anyhow::Result<(Disk, Grains)> {
+    let path = folder.join("staging.log");
+    let staging = &superblock.staging;
+    if staging.phase == Phase::Direct {
+        // What it holds was brought to the images, or never counted.
+        let log = Disk::open_or_create("staging log", &path)?;
+        log.truncate()?;
+        // A resync counts on it from its first fill on.
+        log.sync_name()?;
+        return Ok((log, Scan::new(superblock).finish()?));
+    }
+    let remedy = match staging.phase {
+        Phase::Staging => format!(
+            "The images are whole as of record {}, from before a resync. Give the file back; or stop the destination and \
+             remove its folder of this source: everything is copied again, and until then the images can't be promoted",
+            staging.base.seq
+        ),
+        Phase::Direct | Phase::Draining => {
+            "A part of a resync is only there. Give the file back; or stop the destination \
+                                            and remove its folder of this source: everything is copied again"
+                .into()
+        }
+    };
+    let scan = || {
+        let log = Disk::open("staging log", &path)?;
+        // What a killed daemon wrote may still be in the disk's cache only.
+        log.sync()?;
+        if log.size_bytes < staging.tail {
+            anyhow::bail!(log.error(&format!("has {} bytes, the state counts on {}", log.size_bytes, staging.tail)));
+        }
+        let mut scan = Scan::new(superblock);
+        let place = drain_place(superblock.half_bytes);
+        while let Some(range) = scan.wants() {
+            let bytes = range.end - range.start;
+            log.load(memory, place, range.start, bytes)?;
+            // SAFETY: nothing is under way yet.
+            let bytes = unsafe { memory.bytes(place, bytes as usize) };
+            scan.take(&Bytes { start: range.start, bytes }).map_err(|damage| log.error(&damage))?;
+        }
+        let touched = scan.finish().map_err(|damage| log.error(&damage))?;
+        Ok((log, touched))
+    };
+    scan().map_err(|error: anyhow::Error| error.context(remedy))
 }

@@ -1,0 +1,64 @@
+//! A promote: refused or begun, once the connection is over.
+
+use super::{Engine, Waiting};
+use crate::format::superblock::Phase;
+
+impl Engine {
+    pub(super) fn promote(&mut self, force: bool, done: Waiting) {
+        let refusal = if self.promote.is_some() {
+            Some("a promote is under way already".into())
+        } else if self.core.connected() && !force {
+            let address = self.peer_address().unwrap_or_default();
+            Some(format!(
+                "the source is connected ({address}) and may be answering writes: stop it first, or give --force to take over \
+                 from it{}",
+                self.old_image().map(|old| format!(". What is served then is {old}")).unwrap_or_default()
+            ))
+        } else if !self.core.promotable() && !force {
+            Some(self.no_whole_copy())
+        } else {
+            None
+        };
+        match refusal {
+            Some(reason) => drop(done.send(Err(reason))),
+            None => {
+                if let Some(old) = self.old_image() {
+                    tracing::warn!("source {}: a promote serves {old}", self.core.superblock().name);
+                }
+                self.promote = Some(done);
+            }
+        }
+    }
+
+    /// What a promote would serve while a resync goes on, in words.
+    fn old_image(&self) -> Option<String> {
+        let base = self.core.base()?;
+        let since = match self.lacking_since_unix_s {
+            0 => String::new(),
+            since => format!(", which lacks writes that were answered since {since} s after 1970"),
+        };
+        Some(format!("the image as of record {}{since}: a resync isn't complete", base.seq))
+    }
+
+    fn no_whole_copy(&self) -> String {
+        let why = match self.core.superblock().staging.phase {
+            Phase::Draining => "a resync isn't complete, and it found no room beside the image",
+            Phase::Direct | Phase::Staging => {
+                "the first sync, or a resync that found no room beside the image, never finished"
+            }
+        };
+        format!("the image isn't a whole copy: {why}. Let it finish, or give --force to serve what is there")
+    }
+
+    /// A promote begins when nothing of the connection is under way any more; until then nothing new is acknowledged.
+    pub(super) fn begin_promote(&mut self) {
+        if self.promote.is_none() || self.promote_begun {
+            return;
+        }
+        self.fence_peer();
+        if self.peer.is_none() {
+            self.promote_begun = true;
+            self.core.handle_promote(&mut self.effects);
+        }
+    }
+}
