@@ -34,7 +34,7 @@ class Layout:
 
 
 class Pair(ExitStack):
-    """A context; both daemons are started and stopped one by one."""
+    """A context; both daemons are started and stopped one by one. `prefix` goes before the destination's command."""
 
     def __init__(
         self,
@@ -109,10 +109,6 @@ class Pair(ExitStack):
         """Stops it, if it runs."""
         self.source = stop(self.source)
 
-    def written_bytes(self) -> int:
-        """What both have written to disks; memory-backed file systems don't count."""
-        return sum(server.written_bytes() for server in (self.source, self.destination) if server)
-
     def source_status(self) -> dict:
         """The source's."""
         return admin.status(self.source_admin)
@@ -149,7 +145,8 @@ class Pair(ExitStack):
         self._starts += 1
         with held():
             # A log of its own for each start.
-            command = self.prefix + daemon(role, self.folder / f"{role}.toml")
+            prefix = self.prefix if role == "destination" else []
+            command = prefix + daemon(role, self.folder / f"{role}.toml")
             server = Server(f"{role}-{self._starts}", command, self.folder)
         try:
             server.wait_for(ready.exists, f"no socket {ready}")

@@ -23,10 +23,29 @@ JOB_SECONDS = 3
 FIRST_SYNC = "first sync"
 STAGED = "staged resync"
 LIMIT_MIB_S = 200
-LIMITED = f"the image, at {LIMIT_MIB_S} MiB/s"
-IMAGE_ONLY = "the image"
-ALL = "everything"
-PLACES = (LIMITED, IMAGE_ONLY, ALL)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is on the measured disk; the rest is in memory. `part`: of the files' size, the volume has so much.
+
+    `limited`: the destination's writes are, and only they count. Slow settings get less to do.
+    """
+
+    name: str
+    part: float
+    kinds: tuple[str, ...]
+    source_on_disk: bool
+    journals_on_disk: bool
+    limited: bool = False
+
+
+BOTH = (FIRST_SYNC, STAGED)
+LIMITED_IMAGE = Setting(f"the image, at {LIMIT_MIB_S} MiB/s", 0.4, (FIRST_SYNC,), True, False, limited=True)
+LIMITED = Setting(f"the destination, at {LIMIT_MIB_S} MiB/s", 0.3, BOTH, True, True, limited=True)
+IMAGE = Setting("the image", 0.6, BOTH, False, False)
+ALL = Setting("everything", 0.8, BOTH, True, True)
+SETTINGS = (LIMITED_IMAGE, LIMITED, IMAGE, ALL)
 
 WRITE_1 = Job("write-4k-1", "randwrite 4k, depth 1", "randwrite", "4k", 1)
 WRITE_8 = Job("write-4k-8", "randwrite 4k, depth 8", "randwrite", "4k", 8)
@@ -40,10 +59,11 @@ SMALL_JOURNAL = "16MiB"
 
 @dataclass(frozen=True)
 class Rate:
-    """One resync without clients. `on_disk`: which parts are on the disk; the others are in memory.
+    """One resync without clients. `on_disk`: the setting's name.
 
     `moved_bytes` is what differed. `whole_s` is until a promote gives the new state, `done_s` until it is on the image.
-    `written_bytes` is what both daemons wrote to the disk meanwhile, `disk_mib_s` what fio writes there.
+    `written_bytes` is what was written to the disk meanwhile, `disk_mib_s` what fio writes there, `cpu_s` what both
+    daemons used.
     """
 
     round: int
@@ -54,6 +74,7 @@ class Rate:
     done_s: float
     written_bytes: int
     disk_mib_s: float
+    cpu_s: float
 
     @property
     def mib_s(self) -> float:
@@ -74,6 +95,11 @@ class Rate:
     def busy(self) -> float:
         """Of what the disk can take, by what was written to it."""
         return self.share * self.writes
+
+    @property
+    def cores(self) -> float:
+        """How many CPUs both daemons used on the average."""
+        return self.cpu_s / self.done_s
 
 
 @dataclass(frozen=True)
@@ -168,15 +194,10 @@ class ResyncResults:
 
 def run_round(number: int, place: Place, memory: Path | None) -> Iterator[Rate | Latency | Sent]:
     """All measurements once; each result as soon as it is there. What is counted, and not timed, only in the first round."""
-    if memory:
-        layout = Layout(memory / "volume.img", memory / "source.journal", place.image, memory / "journals")
-        with limited(place.folder, LIMIT_MIB_S) as prefix:
-            if prefix:
-                # What is slow needs less to be measured.
-                yield from in_memory(number, place, layout, LIMITED, place.size_bytes // 2, prefix)
-        yield from in_memory(number, place, layout, IMAGE_ONLY, place.size_bytes)
+    for setting in SETTINGS:
+        if memory or (setting.source_on_disk and setting.journals_on_disk):
+            yield from rates(number, place, memory, setting)
     layout = on_disk(place)
-    yield from rates(number, place, layout, ALL, place.size_bytes)
     for job in FOREGROUND:
         yield measure_latency(number, place, layout, job)
     for outages in OUTAGES if number == 1 else ():
@@ -188,44 +209,42 @@ def on_disk(place: Place) -> Layout:
     return Layout(place.volume, place.folder / "source.journal", place.image, place.folder / "journals")
 
 
-def in_memory(
-    number: int, place: Place, layout: Layout, where: str, size_bytes: int, prefix: list[str] | None = None
-) -> Iterator[Rate]:
-    """With a volume that is made for it."""
-    preallocate(layout.volume, size_bytes)
-    try:
-        yield from rates(number, place, layout, where, size_bytes, prefix)
-    finally:
-        layout.volume.unlink()
-
-
-def rates(
-    number: int, place: Place, layout: Layout, where: str, size_bytes: int, prefix: list[str] | None = None
-) -> Iterator[Rate]:
-    """A first sync, and then a staged resync of half the volume. `prefix`: before commands whose disk is limited."""
-    place.forget()
-    raw = [raw_target(place.image, durable=False)]
-    disk = fio.run(WRITE_1M, raw, DISK_SECONDS, size_bytes, seed=number, prefix=prefix)
-    with Pair(layout, place, prefix=prefix) as pair:
+def rates(number: int, place: Place, memory: Path | None, setting: Setting) -> Iterator[Rate]:
+    """A first sync, and then a staged resync of half the volume. Nothing where the disk can't be limited but should be."""
+    source = place.folder if setting.source_on_disk else memory
+    journals = place.folder if setting.journals_on_disk else memory
+    layout = Layout(source / "some.img", source / "source.journal", place.image, journals / "journals")
+    size_bytes = int(setting.part * place.size_bytes) // (8 * MIB) * (8 * MIB)
+    with ExitStack() as stack:
+        prefix = stack.enter_context(limited(place.folder, LIMIT_MIB_S)) if setting.limited else []
+        if prefix is None:
+            return
+        preallocate(layout.volume, size_bytes)
+        stack.callback(layout.volume.unlink)
+        place.forget()
+        raw = [raw_target(place.image, durable=False)]
+        disk = fio.run(WRITE_1M, raw, DISK_SECONDS, size_bytes, seed=number, prefix=prefix)
+        pair = stack.enter_context(Pair(layout, place, prefix=prefix))
         pair.start_destination()
         pair.start_source()
-        yield measure_resync(pair, number, FIRST_SYNC, where, disk.mib_s)
+        yield measure_resync(pair, number, FIRST_SYNC, setting, disk.mib_s)
         pair.wait_for_state("mirroring")
         pair.settle()
-        pair.stop_destination()
-        pair.wait_for_state("degraded")
-        half = size_bytes // 2
-        fio.run(WRITE_1M, pair.targets, DISK_SECONDS, half, seed=number, io_bytes=half)
-        pair.settle()
-        pair.start_destination()
-        yield measure_resync(pair, number, STAGED, where, disk.mib_s)
-        pair.wait_for_state("mirroring")
-        pair.settle()
-    if number == 1:
-        check_same(layout.volume, layout.image)
+        if STAGED in setting.kinds:
+            pair.stop_destination()
+            pair.wait_for_state("degraded")
+            half = size_bytes // 2
+            fio.run(WRITE_1M, pair.targets, DISK_SECONDS, half, seed=number, io_bytes=half)
+            pair.settle()
+            pair.start_destination()
+            yield measure_resync(pair, number, STAGED, setting, disk.mib_s)
+            pair.wait_for_state("mirroring")
+            pair.settle()
+        if number == 1:
+            check_same(layout.volume, layout.image)
 
 
-def measure_resync(pair: Pair, number: int, kind: str, where: str, disk_mib_s: float) -> Rate:
+def measure_resync(pair: Pair, number: int, kind: str, setting: Setting, disk_mib_s: float) -> Rate:
     """Waits for the resync's begin and its end."""
     moved: list[int] = []
 
@@ -234,19 +253,26 @@ def measure_resync(pair: Pair, number: int, kind: str, where: str, disk_mib_s: f
             moved.append(status["resync"]["total_bytes"])
         return bool(moved)
 
+    def written_bytes() -> int:
+        return pair.destination.written_bytes() + (0 if setting.limited else pair.source.written_bytes())
+
+    def cpu_s() -> float:
+        return pair.destination.cpu_s() + pair.source.cpu_s()
+
     began = pair.wait("source", begun, "resyncing")
-    before_bytes = pair.written_bytes()
+    before_bytes, before_s = written_bytes(), cpu_s()
     whole = pair.wait("source", lambda status: status["whole"] and status["resync"] is None, "whole")
     done = pair.wait("destination", lambda status: status["phase"] == "direct" and status["promotable"], "drained")
     return Rate(
         round=number,
         kind=kind,
-        on_disk=where,
+        on_disk=setting.name,
         moved_bytes=moved[0],
         whole_s=whole - began,
         done_s=done - began,
-        written_bytes=pair.written_bytes() - before_bytes,
+        written_bytes=written_bytes() - before_bytes,
         disk_mib_s=disk_mib_s,
+        cpu_s=cpu_s() - before_s,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from report import replace_summary, show, table
-from resync import ALL, FIRST_SYNC, FOREGROUND, OUTAGES, PLACES, STAGED, ResyncResults
+from resync import FOREGROUND, OUTAGES, SETTINGS, ResyncResults
 from results import Spread
 
 BEGIN = "<!-- resync -->"
@@ -29,14 +29,11 @@ class Verdict:
 def judge(results: ResyncResults) -> list[Verdict]:
     """All goals."""
     verdicts = []
-    for kind in (FIRST_SYNC, STAGED):
-        for where in PLACES:
-            found = [rate for rate in results.rates if (rate.kind, rate.on_disk) == (kind, where)]
-            # Where everything is on one disk, what counts is what it does, not what comes of it.
-            values = [rate.busy if where == ALL else rate.share for rate in found]
-            what = "share × writes" if where == ALL else "share"
-            goal = f"{kind} without clients, on the disk {where}: {what}"
-            verdicts.append(hold(goal, LEAST_SHARE, values, at_least=True))
+    for setting in SETTINGS:
+        for kind in setting.kinds:
+            found = [rate.busy for rate in results.rates if (rate.kind, rate.on_disk) == (kind, setting.name)]
+            goal = f"{kind} without clients, on the disk {setting.name}: share × writes"
+            verdicts.append(hold(goal, LEAST_SHARE, found, at_least=True))
     for job in FOREGROUND:
         found = [latency.mean_ratio for latency in results.latencies if latency.job == job.title]
         verdicts.append(hold(f"{job.title}: mean during a resync by mean in step", FACTOR, found, at_least=False))
@@ -92,9 +89,9 @@ def goal_table(results: ResyncResults) -> str:
 def rate_table(results: ResyncResults) -> str:
     """Rates, and what they are of the disk's."""
     rows = []
-    for where in PLACES:
-        for kind in (FIRST_SYNC, STAGED):
-            rates = [rate for rate in results.rates if (rate.kind, rate.on_disk) == (kind, where)]
+    for setting in SETTINGS:
+        for kind in setting.kinds:
+            rates = [rate for rate in results.rates if (rate.kind, rate.on_disk) == (kind, setting.name)]
             if rates:
                 columns = (
                     ([rate.mib_s for rate in rates], 0),
@@ -103,10 +100,11 @@ def rate_table(results: ResyncResults) -> str:
                     ([rate.writes for rate in rates], 1),
                     ([rate.busy for rate in rates], 2),
                     ([rate.whole_s / rate.done_s for rate in rates], 2),
+                    ([rate.cores for rate in rates], 1),
                 )
-                rows.append([kind, where, *(show(Spread.of(values), digits) for values, digits in columns)])
-    head = ["", "on the disk", "MiB/s", "disk MiB/s", "share", "writes a byte", "share × writes", "whole after"]
-    return rows and "#### Resync without clients\n\n" + table(head, "llrrrrrr", rows)
+                rows.append([kind, setting.name, *(show(Spread.of(values), digits) for values, digits in columns)])
+    head = ["", "on the disk", "MiB/s", "disk MiB/s", "share", "writes a byte", "share × writes", "whole after", "CPUs"]
+    return rows and "#### Resync without clients\n\n" + table(head, "llrrrrrrr", rows)
 
 
 def latency_table(results: ResyncResults) -> str:

@@ -15,7 +15,7 @@ import resync_report
 import slow_disk
 from processes import ServerFailed
 from relay import Relay
-from resync import ALL, FIRST_SYNC, IMAGE_ONLY, LONG, MIB, SHORT, STAGED, Latency, Rate, ResyncResults, Sent
+from resync import ALL, FIRST_SYNC, IMAGE, LONG, MIB, SHORT, STAGED, Latency, Rate, ResyncResults, Sent, Setting
 from results import Spread
 from run import parse_options
 
@@ -28,9 +28,9 @@ ABOUT = {
 }
 
 
-def rate(number: int, kind: str, where: str, done_s: float, writes: int, disk_mib_s: float = 1000) -> Rate:
-    """100 MiB, whole after half the time."""
-    return Rate(number, kind, where, 100 * MIB, done_s / 2, done_s, writes * 100 * MIB, disk_mib_s)
+def rate(number: int, kind: str, setting: Setting, done_s: float, writes: int) -> Rate:
+    """100 MiB, whole after half the time, with one and a half CPUs, on a disk that takes 1000 MiB/s."""
+    return Rate(number, kind, setting.name, 100 * MIB, done_s / 2, done_s, writes * 100 * MIB, 1000, done_s * 1.5)
 
 
 def results(*found) -> ResyncResults:
@@ -48,7 +48,7 @@ def verdict(made: ResyncResults, goal: str) -> resync_report.Verdict:
 class Ratios(unittest.TestCase):
     def test_a_share_is_of_the_same_rounds_disk(self):
         one = rate(1, STAGED, ALL, done_s=0.5, writes=4)
-        self.assertEqual((one.mib_s, one.writes, one.share, one.busy), (200, 4, 0.2, 0.8))
+        self.assertEqual((one.mib_s, one.writes, one.share, one.busy, one.cores), (200, 4, 0.2, 0.8, 1.5))
 
     def test_latencies_are_held_against_those_in_step(self):
         one = Latency(1, "randwrite 4k, depth 1", 300, 900, 200, 300, 50)
@@ -57,7 +57,7 @@ class Ratios(unittest.TestCase):
 
 class Goals(unittest.TestCase):
     def test_the_median_of_the_rounds_counts(self):
-        made = results(*(rate(n, FIRST_SYNC, IMAGE_ONLY, s, 1) for n, s in enumerate([0.2, 0.125, 0.1], start=1)))
+        made = results(*(rate(n, FIRST_SYNC, IMAGE, s, 1) for n, s in enumerate([0.2, 0.125, 0.1], start=1)))
         found = verdict(made, "first sync without clients, on the disk the image: share")
         self.assertEqual((found.measured, found.reached), (Spread(0.8, 0.5, 1.0), True))
 
