@@ -103,11 +103,13 @@ class Pair(ExitStack):
 
     def stop_destination(self) -> None:
         """Stops it, if it runs."""
-        self.destination = stop(self.destination)
+        running, self.destination = self.destination, None
+        stop(running)
 
     def stop_source(self) -> None:
         """Stops it, if it runs."""
-        self.source = stop(self.source)
+        running, self.source = self.source, None
+        stop(running)
 
     def source_status(self) -> dict:
         """The source's."""
@@ -136,10 +138,12 @@ class Pair(ExitStack):
         return self.wait("source", lambda status: status["state"] == state, state)
 
     def settle(self) -> None:
-        """Brings all to volume and image, and waits until nothing is being written."""
+        """Brings all to volume and image (a staging log, too), and waits until nothing is being written."""
         admin.ask(self.source_admin, {"verb": "sync"})
         busy = {"flushing", "flushed", "sealed"}
         self.wait("source", lambda status: all(half["state"] not in busy for half in status["halves"]), "at rest")
+        if self.destination:
+            self.wait("destination", lambda status: status["phase"] == "direct", "at rest")
 
     def _start(self, role: str, ready: Path) -> Server:
         self._starts += 1

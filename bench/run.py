@@ -83,7 +83,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--peers-only", action="store_true", help="leave nbd-mirror out")
     part = parser.add_mutually_exclusive_group()
-    part.add_argument("--resync-only", action="store_true", help="only the part about resyncs, some 4 minutes")
+    part.add_argument("--resync-only", action="store_true", help="only the part about resyncs, some 5 minutes")
     part.add_argument("--no-resync", action="store_true", help="leave that part out")
     parser.add_argument("--jobs", metavar="JOB,…", help=f"of {', '.join(job.name for job in JOBS)}")
     parser.add_argument("--size-mib", type=int, default=2048, help="size of each of the two files (default 2048)")
