@@ -41,10 +41,10 @@ class Setting:
 
 
 BOTH = (FIRST_SYNC, STAGED)
-LIMITED_IMAGE = Setting(f"the image, at {LIMIT_MIB_S} MiB/s", 0.4, (FIRST_SYNC,), True, False, limited=True)
-LIMITED = Setting(f"the destination, at {LIMIT_MIB_S} MiB/s", 0.3, BOTH, True, True, limited=True)
-IMAGE = Setting("the image", 0.6, BOTH, False, False)
-ALL = Setting("everything", 0.8, BOTH, True, True)
+LIMITED_IMAGE = Setting(f"the image, at {LIMIT_MIB_S} MiB/s", 0.7, (FIRST_SYNC,), True, False, limited=True)
+LIMITED = Setting(f"the destination, at {LIMIT_MIB_S} MiB/s", 0.5, BOTH, True, True, limited=True)
+IMAGE = Setting("the image", 1, BOTH, False, False)
+ALL = Setting("everything", 1, BOTH, True, True)
 SETTINGS = (LIMITED_IMAGE, LIMITED, IMAGE, ALL)
 
 WRITE_1 = Job("write-4k-1", "randwrite 4k, depth 1", "randwrite", "4k", 1)
@@ -143,11 +143,15 @@ class Sent:
 
 @dataclass
 class Outages:
-    """Cases of one way. `span_bytes`: the part of the volume in which blocks are changed."""
+    """Cases of one way: name, job, bytes that it changes, and of how many parts of the volume it has the first.
+
+    `once`: it comes to the same in each round, so the first is enough.
+    """
 
     way: str
     journal_size: str | None
-    cases: tuple[tuple[str, Job, int, int | None], ...]
+    once: bool
+    cases: tuple[tuple[str, Job, int, int], ...]
 
 
 # Short cut: all fits into the journal. Long cut: the journal is left behind, so that only the dirty bitmap knows.
@@ -155,19 +159,21 @@ OUTAGES = (
     Outages(
         SHORT,
         None,
+        True,
         (
-            ("4k, depth 1", WRITE_1, 8 * MIB, None),
-            ("4k, depth 8", WRITE_8, 32 * MIB, None),
-            ("64k, depth 4", WRITE_64K, 64 * MIB, None),
+            ("4k, depth 1", WRITE_1, 8 * MIB, 1),
+            ("4k, depth 8", WRITE_8, 32 * MIB, 1),
+            ("64k, depth 4", WRITE_64K, 64 * MIB, 1),
         ),
     ),
     Outages(
         LONG,
         SMALL_JOURNAL,
+        False,
         (
-            ("4k, spread thin", WRITE_8, 24 * MIB, None),
-            ("4k, in an eighth of the volume", WRITE_8, 48 * MIB, 8),
-            ("64k, depth 4", WRITE_64K, 64 * MIB, None),
+            ("4k, spread thin", WRITE_8, 24 * MIB, 1),
+            ("4k, in a quarter of the volume", WRITE_8, 48 * MIB, 4),
+            ("64k, depth 4", WRITE_64K, 64 * MIB, 1),
         ),
     ),
 )
@@ -201,7 +207,8 @@ def run_round(number: int, place: Place, memory: Path | None) -> Iterator[Rate |
     for job in FOREGROUND:
         yield measure_latency(number, place, layout, job)
     for outages in OUTAGES:
-        yield from sent(number, place, layout, outages)
+        if number == 1 or not outages.once:
+            yield from sent(number, place, layout, outages)
 
 
 def on_disk(place: Place) -> Layout:
@@ -325,7 +332,7 @@ def sent(number: int, place: Place, layout: Layout, outages: Outages) -> Iterato
             pair.relay.cut()
             pair.wait_for_state("degraded")
             seed = number * 100 + index
-            fio.run(job, pair.targets, JOB_SECONDS, place.size_bytes // (part or 1), seed=seed, io_bytes=changed_bytes)
+            fio.run(job, pair.targets, JOB_SECONDS, place.size_bytes // part, seed=seed, io_bytes=changed_bytes)
             before = pair.relay.sent_bytes
             pair.relay.heal()
             pair.wait_for_state("mirroring")

@@ -83,11 +83,11 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--peers-only", action="store_true", help="leave nbd-mirror out")
     part = parser.add_mutually_exclusive_group()
-    part.add_argument("--resync-only", action="store_true", help="only the part about resyncs, some 5 minutes")
+    part.add_argument("--resync-only", action="store_true", help="only the part about resyncs, 4 to 6 minutes")
     part.add_argument("--no-resync", action="store_true", help="leave that part out")
     parser.add_argument("--jobs", metavar="JOB,…", help=f"of {', '.join(job.name for job in JOBS)}")
     parser.add_argument("--size-mib", type=int, default=2048, help="size of each of the two files (default 2048)")
-    parser.add_argument("--resync-mib", type=int, default=1280, help="the same for resyncs (default 1280)")
+    parser.add_argument("--resync-mib", type=int, default=768, help="the same for resyncs (default 768)")
     parser.add_argument("--dir", type=Path, default=ROOT / "target", help="folder on the disk to measure on")
     parser.add_argument(
         "--memory-dir", type=Path, default=Path("/dev/shm"), help="folder on a tmpfs, for resyncs (default /dev/shm)"
