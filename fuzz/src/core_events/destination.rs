@@ -194,7 +194,9 @@ impl Driver {
             log_unsynced: false,
             settled: false,
             asked: 0,
-            core: Destination::recover(superblock, plan, touched, recovered, |_| unreachable!("no frame was recovered")),
+            core: Destination::recover(superblock, plan, touched, recovered, |_| {
+                unreachable!("no frame was recovered")
+            }),
             files: Files::new(half_bytes),
             half_bytes,
             ops: Vec::new(),
@@ -305,7 +307,9 @@ impl Driver {
         if let Some(ask) = self.core.next_ask(&mut segments) {
             assert!(self.resumed, "nobody is there to be answered");
             assert_eq!(segments.iter().map(|segment| segment.length).sum::<u64>(), u64::from(ask.length));
-            (0..ask.count()).for_each(|number| assert!(!ask.block(number).is_empty() && (ask.knows(number) || !self.log.is_empty())));
+            (0..ask.count()).for_each(|number| {
+                assert!(!ask.block(number).is_empty() && (ask.knows(number) || !self.log.is_empty()))
+            });
             self.asked += 1;
         } else if self.asked > 0 {
             self.asked -= 1;
@@ -580,7 +584,10 @@ impl Driver {
                 self.core.handle_file_synced(&mut self.effects);
             }
             Op::State(state) => {
-                assert!(self.plan.best_effort || promotable(&state) || !promotable(&self.state), "nothing is promotable");
+                assert!(
+                    self.plan.best_effort || promotable(&state) || !promotable(&self.state),
+                    "nothing is promotable"
+                );
                 (self.durable, self.state) = (state.clean, *state);
                 self.core.handle_state_written(&mut self.effects);
             }

@@ -29,11 +29,7 @@ impl Headers for Memory {
 }
 
 fn superblock(journal: &Journal, role: Role, whole: bool) -> Superblock {
-    let volume = |name: &str| Volume {
-        name: name.into(),
-        size_bytes: VOLUME_BYTES,
-        block_bytes: 512,
-    };
+    let volume = |name: &str| Volume { name: name.into(), size_bytes: VOLUME_BYTES, block_bytes: 512 };
     let volumes = vec![volume("vol0"), volume("vol1")];
     let first = Superblock::first(role, SOURCE, "alpha", journal.half_bytes, Epoch(1), volumes);
     Superblock { generation: 2, incarnation: 2, clean: journal.clean, whole, ..first }
@@ -70,10 +66,11 @@ pub fn settle(journal: &Journal, recovered: Recovered, whole: bool) {
         started_unix_s: 0,
     };
     let dirty = Dirty::clean(SOURCE, &[VOLUME_BYTES; 2], GRAIN_BYTES);
-    let mut source = Source::recover(shape, superblock(journal, Role::Source, true), dirty, recovered, |id, position| {
-        let entry = |(record, place)| Entry { record, place, ticket: Ticket::NONE };
-        (Place(position), records(journal, id.fill, position).into_iter().map(entry).collect())
-    });
+    let mut source =
+        Source::recover(shape, superblock(journal, Role::Source, true), dirty, recovered, |id, position| {
+            let entry = |(record, place)| Entry { record, place, ticket: Ticket::NONE };
+            (Place(position), records(journal, id.fill, position).into_iter().map(entry).collect())
+        });
     assert_eq!(source.last(), end.seq);
     let mut segments = Vec::new();
     source.read(0, 0..VOLUME_BYTES, &mut segments);

@@ -184,7 +184,10 @@ fn a_log_that_is_being_emptied_takes_nothing() {
     world.stored(41, 2, 61).unwrap();
     world.sync(false);
     world.run().unwrap();
-    assert_eq!((world.phase(), world.core.appends_under_way(), world.core.superblock().staging.tail), (Phase::Staging, 0, 0));
+    assert_eq!(
+        (world.phase(), world.core.appends_under_way(), world.core.superblock().staging.tail),
+        (Phase::Staging, 0, 0)
+    );
     world.hold = Hold::Nothing;
     world.run().unwrap();
     assert_eq!(world.core.superblock().staging.tail, 2 * BLOCK);

@@ -137,7 +137,8 @@ impl World {
     pub fn start(disks: Disks, plan: StagingPlan) -> Result<World, String> {
         let mut state = disks.state();
         let halves = [&disks.files[0][..], &disks.files[1]];
-        let found = recovery::recover(&halves, SOURCE, state.clean, state.whole).map_err(|damage| damage.to_string())?;
+        let found =
+            recovery::recover(&halves, SOURCE, state.clean, state.whole).map_err(|damage| damage.to_string())?;
         let mut files = disks.files.clone();
         for (half, position) in found.loose_ends(HALF) {
             files[half][position as usize..][..BLOCK_BYTES].fill(0);
