@@ -3,8 +3,10 @@
 mod daemon;
 pub mod demo;
 mod promote;
+mod set;
 mod status;
 mod sync;
+mod verify;
 mod view;
 
 use std::io::{self, Write as _};
@@ -23,6 +25,8 @@ const EXIT_FAILURE: u8 = 1;
 const EXIT_REFUSED: u8 = 3;
 /// Exit code: no daemon answers at the admin socket.
 const EXIT_UNREACHABLE: u8 = 4;
+/// Exit code: volumes and images differ.
+const EXIT_DIFFERENT: u8 = 5;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -30,7 +34,8 @@ Exit codes:
   1  failed; one message on stderr says why
   2  wrong usage
   3  the daemon refused what was asked
-  4  the daemon can't be reached";
+  4  the daemon can't be reached
+  5  verify found differences that are not repaired";
 
 /// Mirrors block devices synchronously, in userspace, over NBD.
 #[derive(Debug, Parser)]
@@ -50,6 +55,10 @@ enum Verb {
     Status(status::StatusArgs),
     /// Switch halves now and wait until the destination has applied (at a source)
     Sync(AdminArgs),
+    /// Change what a running source does without its destination; release one that is stalled
+    Set(set::SetArgs),
+    /// Compare volumes and images while both go on (at a source)
+    Verify(verify::VerifyArgs),
     /// Make a source's images writable and serve them here (at a destination)
     Promote(promote::PromoteArgs),
     /// Run both daemons on local files, kill the source, promote, and check that no write is lost
@@ -88,6 +97,8 @@ pub fn main() -> ExitCode {
         Verb::Destination(args) => daemon::destination(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Sync(args) => sync::run(&args),
+        Verb::Set(args) => set::run(&args),
+        Verb::Verify(args) => verify::run(&args),
         Verb::Promote(args) => promote::run(&args),
         Verb::Demo { dir } => demo::run(dir),
     };
@@ -105,6 +116,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref() {
         Some(CallError::Refused(_)) => EXIT_REFUSED,
         Some(CallError::Unreachable(_)) => EXIT_UNREACHABLE,
+        None if error.is::<verify::Different>() => EXIT_DIFFERENT,
         None => EXIT_FAILURE,
     }
 }
@@ -145,6 +157,10 @@ mod tests {
             "status --admin /run/a --json",
             "status --admin /run/a --watch",
             "sync --admin /run/a",
+            "set --admin /run/a on_disconnect=continue",
+            "set --admin /run/a on_disconnect=stall timeout=5s",
+            "verify --admin /run/a",
+            "verify --admin /run/a --repair --json",
             "promote --admin /run/a alpha",
             "promote --admin /run/a alpha --force",
             "demo",
@@ -157,7 +173,17 @@ mod tests {
 
     #[test]
     fn wrong_usage_exits_with_2() {
-        for line in ["", "sync", "source", "promote --admin /a", "status --admin /a --json --watch"] {
+        for line in [
+            "",
+            "sync",
+            "source",
+            "promote --admin /a",
+            "status --admin /a --json --watch",
+            "set --admin /a",
+            "set --admin /a durability=flush",
+            "set --admin /a on_disconnect=panic",
+            "set --admin /a timeout=0s",
+        ] {
             let words = std::iter::once("nbd-mirror").chain(line.split_whitespace());
             let error = CommandLine::try_parse_from(words).expect_err("is refused");
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 
@@ -36,8 +36,13 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&status)?))
     } else {
-        print(&view::status(&status))
+        print(&view::status(&status, now_unix_s()))
     }
+}
+
+/// Seconds since 1970. A clock before that shows no ages, which is right.
+fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Redraws until interrupted. A daemon that is away is shown as such: it may come back.
@@ -45,7 +50,7 @@ fn watch(args: &StatusArgs) -> anyhow::Result<()> {
     let before = if std::io::stdout().is_terminal() { REDRAW } else { "" };
     loop {
         let text = match ask(&args.admin, &Request::Status) {
-            Ok(status) => view::status(&status),
+            Ok(status) => view::status(&status, now_unix_s()),
             Err(error) => format!("unknown      {error:#}\n"),
         };
         print(&format!("{before}{text}"))?;

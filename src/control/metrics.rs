@@ -111,18 +111,64 @@ type Number = (&'static str, &'static str);
 
 /// Numbers of a source (in the status of either role) that may go up and down.
 const GAUGES: &[Number] = &[
-    ("applied_record", "Last record that the images hold"),
+    ("answered_record", "Last record that the source said it had answered"),
+    ("applied_record", "Last record that the destination is done with"),
+    ("base_record", "Last record of the image that a promote would give, while a resync is staged"),
     ("clients", "Connected NBD clients"),
     ("connected", "1 while the other side is connected"),
     ("epoch", "Epoch, raised by each promote"),
+    ("heard_unix_s", "When the source was heard last, in seconds since 1970"),
     ("held_record", "Last record that the destination holds"),
+    ("lacking_bytes", "Bytes of the volumes that changed and that the destination doesn't hold, at most"),
+    ("lacking_records", "Records made since the state that a promote would give"),
     ("last_record", "Last record made"),
     ("open_fill", "Fill that is being filled"),
     ("promotable", "1 while the images can be promoted"),
+    ("requests", "Requests that are not answered yet"),
+    ("since_unix_ms", "Since when the source is in its state, in milliseconds since 1970"),
+    ("source_alone", "1 where the source, when it was heard last, answered writes alone"),
+    ("staged_bytes", "Bytes in the staging log that are not on the images"),
+    ("staging_limit_bytes", "Bytes that the staging log may hold"),
     ("stored_here", "Last record stored at the source"),
     ("stored_there", "Last record stored at the destination"),
     ("verified_record", "Last record up to which both sides are proven equal"),
+    ("whole", "1 while the destination holds a whole copy as of its last record"),
     ("writes_waiting", "Writes that wait for journal space or the destination"),
+];
+
+/// Numbers inside one object of a source's status; each is named after both.
+const INNER_GAUGES: &[(&str, &[Number])] = &[
+    ("policy", &[("timeout_ms", "How long the destination may be away, in milliseconds")]),
+    ("peer", &[("heard_ms_ago", "How long ago the destination was heard, in milliseconds")]),
+    ("failover_loses", &[("since_unix_s", "A failover would lose what was written since, in seconds since 1970")]),
+    ("resync", PROGRESS),
+    ("verify", PROGRESS),
+    (
+        "last_verify",
+        &[
+            ("compared_bytes", "Bytes that the last verify compared"),
+            ("differing_bytes", "Bytes of those that differed"),
+            ("ended_unix_s", "When it ended, in seconds since 1970"),
+            ("repaired_bytes", "Bytes of those that were sent again"),
+        ],
+    ),
+];
+
+/// Numbers of a resync or a verify.
+const PROGRESS: &[Number] = &[
+    ("bytes_per_s", "Bytes done a second, over the last seconds"),
+    ("done_bytes", "Bytes done"),
+    ("seconds_left", "How long the rest takes at that rate"),
+    ("sent_bytes", "Bytes of those done that had to be sent"),
+    ("total_bytes", "Bytes to be looked at in all"),
+];
+
+/// Words of a source's status: 1 for the one that holds, which is a label of the same name.
+const WORDS: &[(&str, &str, &str)] = &[
+    ("state", "/state", "1 for the state that the source is in"),
+    ("failover_loses", "/failover_loses/what", "1 for what a failover at this moment would lose"),
+    ("phase", "/phase", "1 for where complete fills go"),
+    ("on_disconnect", "/policy/on_disconnect", "1 for what becomes of writes without the destination"),
 ];
 
 /// Numbers of a source that only grow while the daemon runs.
@@ -131,17 +177,15 @@ const COUNTERS: &[Number] = &[
     ("answered_writes", "Writes answered"),
     ("applied_bytes", "Bytes written to the images"),
     ("flushed_bytes", "Bytes written to the volumes"),
+    ("journal_bytes", "Bytes written to the journal"),
+    ("journal_writes", "Writes to the journal, or to the journal files"),
     ("read_bytes", "Bytes read by clients"),
     ("stored_bytes", "Bytes stored in the journal files"),
     ("written_bytes", "Bytes written by clients"),
 ];
 
 /// Numbers of a volume.
-const VOLUME_GAUGES: &[Number] = &[
-    ("copied_bytes", "Bytes that the first copy has done"),
-    ("copy_total_bytes", "Bytes that the first copy has to do"),
-    ("size_bytes", "Size of the volume"),
-];
+const VOLUME_GAUGES: &[Number] = &[("size_bytes", "Size of the volume")];
 
 type Labels = Vec<(&'static str, String)>;
 type GaugeFamily = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -192,15 +236,25 @@ pub fn render(role: &str, status: &Value) -> String {
             registry.register(*key, *help, family);
         }
     }
-    let states = GaugeFamily::default();
-    for (labels, source) in &samples {
-        if let Some(state) = source["state"].as_str() {
-            let mut labels = labels.clone();
-            labels.push(("state", state.into()));
-            states.get_or_create(&labels).set(1.0);
+    for (name, inner) in INNER_GAUGES {
+        let inside: Vec<_> = samples.iter().map(|(labels, source)| (labels.clone(), &source[name])).collect();
+        gauges(&mut registry, &format!("{name}_"), inner, &inside);
+    }
+    for (name, pointer, help) in WORDS {
+        let family = GaugeFamily::default();
+        let mut any = false;
+        for (labels, source) in &samples {
+            if let Some(word) = source.pointer(pointer).and_then(Value::as_str) {
+                let mut labels = labels.clone();
+                labels.push((name, word.into()));
+                family.get_or_create(&labels).set(1.0);
+                any = true;
+            }
+        }
+        if any {
+            registry.register(*name, *help, family);
         }
     }
-    registry.register("state", "1 for the state that the source is in", states);
 
     let halves: Vec<_> =
         samples.iter().filter_map(|(labels, source)| Some((labels.clone(), open_half(source)?))).collect();
@@ -296,6 +350,9 @@ mod tests {
     fn a_sources_numbers_become_metrics() {
         let status = json!({
             "role": "source", "name": "alpha", "state": "mirroring", "reason": null,
+            "whole": true, "lacking_bytes": 4096, "policy": {"on_disconnect": "continue", "timeout_ms": 5000},
+            "failover_loses": {"what": "nothing", "since": null, "since_unix_s": null}, "verify": null,
+            "resync": {"total_bytes": 9, "done_bytes": 4, "seconds_left": null},
             "connected": true, "last_record": 123, "stored_there": null, "written_bytes": 4096,
             "halves": [{"state": "flushed", "bytes": 9}, {"state": "open", "bytes": 5, "capacity_bytes": 50}],
             "volumes": [{"name": "vol0", "size_bytes": 1024}, {"name": "vol1", "size_bytes": 2048}],
@@ -306,24 +363,36 @@ mod tests {
             r#"nbd_mirror_last_record{role="source",source="alpha"} 123.0"#,
             r#"nbd_mirror_written_bytes_total{role="source",source="alpha"} 4096"#,
             r#"nbd_mirror_state{role="source",source="alpha",state="mirroring"} 1.0"#,
+            r#"nbd_mirror_whole{role="source",source="alpha"} 1.0"#,
+            r#"nbd_mirror_lacking_bytes{role="source",source="alpha"} 4096.0"#,
+            r#"nbd_mirror_resync_total_bytes{role="source",source="alpha"} 9.0"#,
+            r#"nbd_mirror_resync_done_bytes{role="source",source="alpha"} 4.0"#,
+            r#"nbd_mirror_policy_timeout_ms{role="source",source="alpha"} 5000.0"#,
+            r#"nbd_mirror_failover_loses{role="source",source="alpha",failover_loses="nothing"} 1.0"#,
+            r#"nbd_mirror_on_disconnect{role="source",source="alpha",on_disconnect="continue"} 1.0"#,
             r#"nbd_mirror_open_half_bytes{role="source",source="alpha"} 5.0"#,
             r#"nbd_mirror_volume_size_bytes{role="source",source="alpha",volume="vol1"} 2048.0"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in:\n{text}");
         }
-        assert!(!text.contains("stored_there"), "null makes no sample:\n{text}");
+        for null in ["stored_there", "seconds_left", "since_unix_s", "verify_", "phase"] {
+            assert!(!text.contains(null), "{null}: what isn't there makes no sample:\n{text}");
+        }
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
 
     #[test]
     fn a_destination_has_samples_for_each_source() {
         let status = json!({"role": "destination", "sources": [
-            {"name": "alpha", "state": "receiving", "held_record": 7, "promotable": true},
+            {"name": "alpha", "state": "receiving", "held_record": 7, "promotable": true,
+             "phase": "staging", "staged_bytes": 12},
             {"name": "beta", "state": "empty", "held_record": 0, "promotable": false},
         ]});
         let text = render("destination", &status);
         for line in [
             r#"nbd_mirror_held_record{role="destination",source="alpha"} 7.0"#,
+            r#"nbd_mirror_staged_bytes{role="destination",source="alpha"} 12.0"#,
+            r#"nbd_mirror_phase{role="destination",source="alpha",phase="staging"} 1.0"#,
             r#"nbd_mirror_promotable{role="destination",source="beta"} 0.0"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in:\n{text}");

@@ -1,14 +1,14 @@
 //! The source daemon: opens what the configuration names, starts the engine, and connects the world to it.
 
 use super::admin::{self, Answer, Handler, Request};
-use super::config::{Durability as Configured, OnDisconnect, SourceConfig};
+use super::config::{Durability as Configured, OnDisconnect, SourceConfig, check_timeout, format_duration};
 use super::exports::{self, Exports, Served};
 use super::link::{self, Reason};
 use super::signals::Signals;
 use super::{listen, metrics, notify, status};
 use crate::core::Durability;
-use crate::core::policy::{self, Policy};
-use crate::engine::command::{Commands, LinkState, SourceCommand, SourceStatus};
+use crate::core::policy::Policy;
+use crate::engine::command::{Commands, LinkState, Setting, SourceCommand, SourceStatus};
 use crate::engine::disk::Disk;
 use crate::engine::source::{self as engine, Plan, Volume};
 use crate::format::ids::Epoch;
@@ -16,6 +16,7 @@ use crate::format::nbd::ExportShape;
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Runs a source until it is told to stop.
@@ -24,12 +25,6 @@ use tokio::sync::oneshot;
 /// Whatever keeps it from starting, and a disk that fails while it runs.
 pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
-    if config.on_disconnect != OnDisconnect::Stall {
-        tracing::warn!(
-            "on_disconnect = \"{}\" isn't done by this version: while the destination is away, writes wait",
-            config.on_disconnect.as_str()
-        );
-    }
     let mut volumes = Vec::new();
     for volume in &config.volumes {
         let disk = open_whole("volume", &volume.device)?;
@@ -43,15 +38,8 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
             Configured::Flush => Durability::Flush,
         },
         mirrored: config.destination.is_some(),
-        policy: Policy {
-            on_disconnect: match config.on_disconnect {
-                OnDisconnect::Continue => policy::OnDisconnect::Continue,
-                OnDisconnect::Stall => policy::OnDisconnect::Stall,
-                OnDisconnect::Fail => policy::OnDisconnect::Fail,
-            },
-            timeout: config.timeout,
-        },
-        grain_bytes: crate::limits::GRAIN_BYTES,
+        policy: Policy { on_disconnect: config.on_disconnect.into(), timeout: config.timeout },
+        grain_bytes: u32::try_from(config.journal.grain_bytes).context("journal.grain is out of range")?,
         max_age: config.journal.max_age,
         journal: config.journal.path.clone(),
         journal_bytes: config.journal.size_bytes,
@@ -143,50 +131,51 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn status(&self) -> anyhow::Result<Value> {
+    async fn engine(&self) -> anyhow::Result<SourceStatus> {
         let (ask, answer) = oneshot::channel();
         self.commands.send(SourceCommand::Status(ask))?;
-        let status = answer.await.context("the engine has ended")?;
-        Ok(self.describe(&status))
+        answer.await.context("the engine has ended")
     }
 
-    fn describe(&self, status: &SourceStatus) -> Value {
-        let superblock = &status.superblock;
-        let connected = status.link == LinkState::Up;
-        let (state, reason) = match &status.link {
-            LinkState::Fenced(epoch) => ("fenced", Some(format!("another side was promoted in epoch {epoch}"))),
-            _ if self.config.destination.is_none() => ("local", Some("no destination is configured".into())),
-            LinkState::Down(why) => {
-                let known = self.reason.get();
-                ("waiting", Some(if known.is_empty() { why.clone() } else { known }))
-            }
-            LinkState::Up if superblock.whole => ("mirroring", None),
-            LinkState::Up => ("copying", Some("the volumes are copied for the first time".into())),
-        };
-        let volumes: Vec<Value> = superblock
-            .volumes
-            .iter()
-            .zip(&self.config.volumes)
-            .map(|(volume, config)| {
-                json!({
-                    "name": volume.name, "device": config.device, "size_bytes": volume.size_bytes,
-                })
-            })
-            .collect();
-        let counters = &status.counters;
-        json!({
-            "role": "source", "name": superblock.name, "state": state, "reason": reason,
-            "durability": self.config.durability.as_str(), "epoch": superblock.epoch.0,
-            "destination": self.config.destination.as_ref().map(|destination| destination.address.to_string()),
-            "connected": connected, "last_record": status.last_record, "stored_here": status.stored_here,
-            "stored_there": status.stored_there, "verified_record": status.verified_record,
-            "open_fill": status.open_fill, "halves": status::halves(&status.halves), "clients": status.clients,
-            "requests": status.requests, "writes_waiting": status.waiting, "volumes": volumes,
-            "answered_writes": counters.answered_writes, "answered_reads": counters.answered_reads,
-            "written_bytes": counters.written_bytes, "read_bytes": counters.read_bytes,
-            "flushed_bytes": counters.flushed_bytes, "journal_bytes": counters.journal_bytes,
-            "journal_writes": counters.journal_writes,
-        })
+    async fn status(&self) -> anyhow::Result<Value> {
+        let status = self.engine().await?;
+        Ok(status::source::describe(&self.config, &self.reason.get(), &status))
+    }
+
+    /// Changes the policy, and answers with the one that then holds.
+    async fn set(&self, on_disconnect: Option<OnDisconnect>, timeout_ms: Option<u64>) -> anyhow::Result<Value> {
+        if self.config.destination.is_none() {
+            bail!("this source has no destination that could be away");
+        }
+        let timeout =
+            timeout_ms.map(Duration::from_millis).map(check_timeout).transpose().map_err(anyhow::Error::msg)?;
+        if let LinkState::Fenced(epoch) = self.engine().await?.link {
+            bail!("this source is fenced: another side was promoted in epoch {epoch}, and no setting releases it");
+        }
+        // The timeout first: where both are given, the policy is judged by the new one.
+        let settings = timeout.map(Setting::Timeout).into_iter();
+        for setting in settings.chain(on_disconnect.map(|policy| Setting::OnDisconnect(policy.into()))) {
+            let (ask, done) = oneshot::channel();
+            self.commands.send(SourceCommand::Set(setting, ask))?;
+            done.await.context("the engine has ended")?;
+        }
+        let policy = self.engine().await?.policy;
+        tracing::info!(
+            "set: on_disconnect = {}, timeout = {}",
+            OnDisconnect::from(policy.on_disconnect).as_str(),
+            format_duration(policy.timeout)
+        );
+        Ok(status::source::policy(&policy))
+    }
+
+    async fn verify(&self, repair: bool) -> anyhow::Result<Value> {
+        if self.config.destination.is_none() {
+            bail!("this source has no destination to compare with");
+        }
+        let (ask, done) = oneshot::channel();
+        self.commands.send(SourceCommand::Verify { repair, done: ask })?;
+        let verified = done.await.context("the verify was given up; the log says why")?.map_err(anyhow::Error::msg)?;
+        Ok(status::source::verified(&self.config, &verified))
     }
 }
 
@@ -201,6 +190,8 @@ impl Handler for Daemon {
                     let mark = answer.await.context("the engine has ended")?;
                     Ok(json!({ "fill": mark.fill.0, "record": mark.seq.0, "digest": mark.digest.to_string() }))
                 }
+                Request::Set { on_disconnect, timeout_ms } => self.set(on_disconnect, timeout_ms).await,
+                Request::Verify { repair } => self.verify(repair).await,
                 Request::Promote { .. } => bail!("this is a source: promote is for the destination's admin socket"),
             }
         })

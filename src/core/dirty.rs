@@ -239,7 +239,7 @@ mod tests {
             }
             let (found, unreadable) = load(&torn);
             assert_eq!(unreadable, 0);
-            for at in (0..700 << 20).step_by(4096) {
+            for at in (0..700u64 << 20).step_by(1 << 20) {
                 let is = |grains: &Grains| grains.touched(1, at..at + 1);
                 assert!(is(found.grains()) == is(&before) || is(found.grains()) == is(dirty.grains()));
             }

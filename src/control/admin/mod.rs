@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrit
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
+use super::config::OnDisconnect;
 use super::listen::{SocketFile, bind_unix};
 
 /// Longest request line that the daemon reads, in bytes, with its newline.
@@ -34,6 +35,21 @@ pub enum Request {
     Status,
     /// Switch halves now; the reply comes after the destination's apply. At a source.
     Sync,
+    /// Change the policy until the source ends; what is left out stays. At a source.
+    Set {
+        /// What becomes of writes while the destination is away.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        on_disconnect: Option<OnDisconnect>,
+        /// How long it may be away or silent, in milliseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<u64>,
+    },
+    /// Compare volumes and images; the reply comes at the end. At a source.
+    Verify {
+        /// Send again what differs.
+        #[serde(default)]
+        repair: bool,
+    },
     /// Make an image writable. At a destination.
     Promote {
         /// The source's name.

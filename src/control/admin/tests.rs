@@ -52,6 +52,12 @@ fn requests_have_their_documented_form() {
     for (request, text) in [
         (Request::Status, r#"{"verb":"status"}"#),
         (Request::Sync, r#"{"verb":"sync"}"#),
+        (
+            Request::Set { on_disconnect: Some(OnDisconnect::Continue), timeout_ms: Some(5000) },
+            r#"{"verb":"set","on_disconnect":"continue","timeout_ms":5000}"#,
+        ),
+        (Request::Set { on_disconnect: None, timeout_ms: None }, r#"{"verb":"set"}"#),
+        (Request::Verify { repair: true }, r#"{"verb":"verify","repair":true}"#),
         (promote.clone(), r#"{"verb":"promote","source":"alpha","force":false}"#),
     ] {
         assert_eq!(serde_json::to_string(&request).expect("serializes"), text);
@@ -100,6 +106,8 @@ async fn a_bad_request_is_answered_and_the_connection_lives() {
         (r#"{"verb":"explode"}"#, "explode"),
         (r#"{"verb":"promote","force":true}"#, "source"),
         (r#"{"verb":"promote","source":"a","farce":true}"#, "farce"),
+        (r#"{"verb":"set","on_disconnect":"panic"}"#, "panic"),
+        (r#"{"verb":"set","durability":"flush"}"#, "durability"),
         (r#"{"verb":"status"}"#, r#""ok":true"#),
     ] {
         output.write_all(request.as_bytes()).await.expect("writes");

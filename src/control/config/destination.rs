@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
-use super::{AdminConfig, HostPort, MetricsConfig, NbdConfig, check_sockets, check_volume_count, refuse_twice, values};
+use super::{
+    AdminConfig, HostPort, MIN_STAGING_BYTES, MetricsConfig, NbdConfig, check_sockets, check_volume_count,
+    format_bytes, refuse_twice, values,
+};
 
 /// Everything that `nbd-mirror destination --config FILE` reads from the file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -16,6 +19,13 @@ pub struct DestinationConfig {
     /// Folder of the journal files and the state of each source, made when missing.
     #[serde(deserialize_with = "values::path")]
     pub journal_dir: PathBuf,
+    /// Key `staging_size`: bytes that the staging log of each source may hold, in which a resync waits until it is
+    /// complete; at least [`MIN_STAGING_BYTES`].
+    #[serde(rename = "staging_size", default = "default_staging_bytes", deserialize_with = "values::size_bytes")]
+    pub staging_size_bytes: u64,
+    /// What a resync does that the staging log has no room for.
+    #[serde(default)]
+    pub resync_staging: ResyncStaging,
     /// Fast log shared by all sources. Not in this version: [`DestinationConfig::validate`]
     /// refuses it.
     pub nvram: Option<PathBuf>,
@@ -31,6 +41,21 @@ pub struct DestinationConfig {
     pub admin: AdminConfig,
     /// Section `[metrics]`; without it no metrics are served.
     pub metrics: Option<MetricsConfig>,
+}
+
+/// What becomes of a resync that doesn't fit into the staging log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResyncStaging {
+    /// It is refused: the images stay promotable, as they were before it.
+    #[default]
+    Require,
+    /// It goes on, straight to the images, which can't be promoted until it is complete.
+    BestEffort,
+}
+
+fn default_staging_bytes() -> u64 {
+    8 << 30
 }
 
 /// One section `[[source]]` of a destination.
@@ -77,6 +102,11 @@ impl DestinationConfig {
         super::parse(text)
     }
 
+    /// Whether a resync that doesn't fit into the staging log goes on, at the price that nothing can be promoted meanwhile.
+    pub fn best_effort(&self) -> bool {
+        self.resync_staging == ResyncStaging::BestEffort
+    }
+
     /// Checks what no single value shows, and refuses what this version doesn't do.
     ///
     /// # Errors
@@ -86,6 +116,13 @@ impl DestinationConfig {
             bail!(
                 "nvram, nvram_size: this version stores straight into the journal files: \
                  leave both keys out"
+            );
+        }
+        if self.staging_size_bytes < MIN_STAGING_BYTES {
+            bail!(
+                "staging_size is {}: it must be at least {}, and hold what a resync sends",
+                format_bytes(self.staging_size_bytes),
+                format_bytes(MIN_STAGING_BYTES)
             );
         }
         if self.sources.is_empty() {

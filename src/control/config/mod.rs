@@ -9,14 +9,15 @@ mod destination;
 mod source;
 mod values;
 
-pub use destination::{DestinationConfig, ImageConfig, MirroredSource};
+pub use destination::{DestinationConfig, ImageConfig, MirroredSource, ResyncStaging};
 pub use source::{DestinationAddress, Durability, JournalConfig, OnDisconnect, SourceConfig, VolumeConfig};
-pub use values::{HostPort, ListenAddress, format_bytes};
+pub use values::{HostPort, ListenAddress, check_timeout, format_bytes, format_duration, parse_timeout};
 
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::hash::Hash;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::limits;
 use anyhow::{Context as _, bail};
@@ -33,6 +34,12 @@ pub const MIN_JOURNAL_BYTES: u64 = 2 * limits::MIN_HALF_BYTES;
 pub const MAX_JOURNAL_BYTES: u64 = 2 * limits::MAX_HALF_BYTES;
 /// A journal's size is a multiple of this, in bytes.
 pub const JOURNAL_UNIT_BYTES: u64 = 2 << 20;
+/// Smallest staging log at a destination, in bytes: the smallest half of a journal fits into it.
+pub const MIN_STAGING_BYTES: u64 = limits::MIN_HALF_BYTES;
+/// Shortest time after which a destination may count as away: it is asked for a sign of life every quarter of it.
+pub const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// Longest time after which a destination may count as away.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Longest path of a Unix socket, in bytes: the kernel's `sun_path` less its final zero (unix(7)).
 pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
@@ -44,7 +51,7 @@ pub struct NbdConfig {
     pub listen: Vec<ListenAddress>,
 }
 
-/// Section `[admin]`: where `status`, `sync` and `promote` reach the daemon.
+/// Section `[admin]`: where `status`, `promote` and the other verbs reach the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdminConfig {

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+
+use crate::core::policy;
+use crate::limits::{BLOCK_BYTES, GRAIN_BYTES, MAX_GRAIN_BYTES};
 
 use super::{
     AdminConfig, HostPort, JOURNAL_UNIT_BYTES, MAX_JOURNAL_BYTES, MIN_JOURNAL_BYTES, MetricsConfig, NbdConfig,
@@ -25,7 +28,7 @@ pub struct SourceConfig {
     #[serde(default)]
     pub on_disconnect: OnDisconnect,
     /// How long the destination may be silent before it counts as away.
-    #[serde(default = "default_timeout", deserialize_with = "values::positive_duration")]
+    #[serde(default = "default_timeout", deserialize_with = "values::timeout")]
     pub timeout: Duration,
     /// Section `[journal]`.
     pub journal: JournalConfig,
@@ -63,8 +66,24 @@ impl Durability {
     }
 }
 
+/// What becomes of writes while the destination is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDisconnect {
+    /// After the timeout they are answered without it, and what changes is tracked.
+    #[default]
+    Continue,
+    /// They wait until it is back.
+    Stall,
+    /// After the timeout they get EIO.
+    Fail,
+}
+
 impl OnDisconnect {
-    /// The word that the configuration uses.
+    /// All there are, in the order in which they are documented.
+    pub const ALL: [Self; 3] = [Self::Continue, Self::Stall, Self::Fail];
+
+    /// The word that the configuration, `set` and the status use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Continue => "continue",
@@ -74,17 +93,24 @@ impl OnDisconnect {
     }
 }
 
-/// What becomes of writes while the destination is away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnDisconnect {
-    /// Go on without it. Not in this version: writes wait, and the log says so.
-    Continue,
-    /// Writes wait until it is back.
-    #[default]
-    Stall,
-    /// Writes get EIO. Not in this version: writes wait, and the log says so.
-    Fail,
+impl From<OnDisconnect> for policy::OnDisconnect {
+    fn from(configured: OnDisconnect) -> Self {
+        match configured {
+            OnDisconnect::Continue => Self::Continue,
+            OnDisconnect::Stall => Self::Stall,
+            OnDisconnect::Fail => Self::Fail,
+        }
+    }
+}
+
+impl From<policy::OnDisconnect> for OnDisconnect {
+    fn from(held: policy::OnDisconnect) -> Self {
+        match held {
+            policy::OnDisconnect::Continue => Self::Continue,
+            policy::OnDisconnect::Stall => Self::Stall,
+            policy::OnDisconnect::Fail => Self::Fail,
+        }
+    }
 }
 
 /// Section `[journal]` of a source.
@@ -100,6 +126,9 @@ pub struct JournalConfig {
     /// A half that is not empty and older than this is switched.
     #[serde(default = "default_max_age", deserialize_with = "values::positive_duration")]
     pub max_age: Duration,
+    /// Key `grain`: bytes of a volume that one bit of the dirty bitmap stands for; a power of two, 4 KiB to 1 MiB.
+    #[serde(rename = "grain", default = "default_grain_bytes", deserialize_with = "values::size_bytes")]
+    pub grain_bytes: u64,
 }
 
 /// One section `[[volume]]` of a source.
@@ -128,6 +157,10 @@ fn default_timeout() -> Duration {
 
 fn default_size_bytes() -> u64 {
     256 << 20
+}
+
+fn default_grain_bytes() -> u64 {
+    GRAIN_BYTES.into()
 }
 
 fn default_max_age() -> Duration {
@@ -190,6 +223,15 @@ impl JournalConfig {
                 "journal.size is {size} bytes: it must be a multiple of {}, e.g. {} bytes",
                 format_bytes(JOURNAL_UNIT_BYTES),
                 size - size % JOURNAL_UNIT_BYTES
+            );
+        }
+        let (grain, allowed) = (self.grain_bytes, BLOCK_BYTES as u64..=MAX_GRAIN_BYTES.into());
+        if !grain.is_power_of_two() || !allowed.contains(&grain) {
+            bail!(
+                "journal.grain is {}: it must be a power of two from {} to {}, e.g. \"64KiB\"",
+                format_bytes(grain),
+                format_bytes(*allowed.start()),
+                format_bytes(*allowed.end())
             );
         }
         Ok(())

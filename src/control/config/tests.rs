@@ -2,7 +2,7 @@
 
 use super::values::{parse_bytes, parse_duration};
 use super::*;
-use std::time::Duration;
+use crate::core::policy;
 
 const SOURCE: &str = r#"
 name = "alpha"
@@ -13,6 +13,7 @@ timeout = "7s"
 path = "/var/lib/nbd-mirror/alpha.journal"
 size = "128MiB"
 max_age = "500ms"
+grain = "128KiB"
 [[volume]]
 name = "vol0"
 device = "/dev/vdb"
@@ -29,6 +30,8 @@ listen = "127.0.0.1:9108"
 const DESTINATION: &str = r#"
 listen = "10.0.0.2:10808"
 journal_dir = "/var/lib/nbd-mirror/journals"
+staging_size = "1GiB"
+resync_staging = "best_effort"
 [[source]]
 name = "alpha"
 [[source.volume]]
@@ -85,6 +88,7 @@ fn a_full_source_is_read() {
     assert_eq!(config.timeout, Duration::from_secs(7));
     assert_eq!(config.journal.size_bytes, 128 << 20);
     assert_eq!(config.journal.max_age, Duration::from_millis(500));
+    assert_eq!(config.journal.grain_bytes, 128 << 10);
     assert_eq!(config.volumes[0].device, Path::new("/dev/vdb"));
     assert_eq!(
         config.nbd.listen,
@@ -103,10 +107,11 @@ fn what_is_left_out_has_its_default() {
     let config = SourceConfig::parse(text).expect("parses");
     config.validate().expect("is valid");
     assert_eq!(config.durability, Durability::Always);
-    assert_eq!(config.on_disconnect, OnDisconnect::Stall);
+    assert_eq!(config.on_disconnect, OnDisconnect::Continue);
     assert_eq!(config.timeout, Duration::from_secs(5));
     assert_eq!(config.journal.size_bytes, 256 << 20);
     assert_eq!(config.journal.max_age, Duration::from_secs(10));
+    assert_eq!(config.journal.grain_bytes, 64 << 10);
     assert_eq!(config.destination, None);
     assert_eq!(config.metrics, None);
 }
@@ -116,6 +121,8 @@ fn a_full_destination_is_read() {
     let config = DestinationConfig::parse(DESTINATION).expect("parses");
     config.validate().expect("is valid");
     assert_eq!(config.listen, host_port("10.0.0.2:10808"));
+    assert_eq!(config.staging_size_bytes, 1 << 30);
+    assert_eq!((config.resync_staging, config.best_effort()), (ResyncStaging::BestEffort, true));
     assert_eq!(config.sources.len(), 2);
     assert_eq!(config.sources[1].name, "beta");
     assert_eq!(config.sources[1].volumes[0].image, Path::new("/dev/vdd"));
@@ -131,13 +138,47 @@ fn a_destination_without_nbd_and_metrics_is_valid() {
 }
 
 #[test]
+fn a_destination_stages_unless_it_is_told_otherwise() {
+    let text = with(DESTINATION, "staging_size = \"1GiB\"\nresync_staging = \"best_effort\"\n", "");
+    let config = DestinationConfig::parse(&text).expect("parses");
+    assert_eq!((config.staging_size_bytes, config.best_effort()), (8 << 30, false));
+    let text = with(DESTINATION, "best_effort", "require");
+    let config = DestinationConfig::parse(&text).expect("parses");
+    assert_eq!((config.resync_staging, config.best_effort()), (ResyncStaging::Require, false));
+    says(&destination_error(&with(DESTINATION, "best_effort", "maybe")), &["line 5", "`require`", "`best_effort`"]);
+    says(&destination_error(&with(DESTINATION, "1GiB", "1MiB")), &["staging_size", "1MiB", "8MiB"]);
+    DestinationConfig::parse(&with(DESTINATION, "1GiB", "8MiB")).and_then(|c| c.validate()).expect("the least");
+}
+
+#[test]
+fn the_grain_is_a_power_of_two_within_bounds() {
+    for grain in ["2KiB", "2MiB", "96KiB", "0"] {
+        says(&source_error(&with(SOURCE, "128KiB", grain)), &["journal.grain", "power of two", "4KiB", "1MiB"]);
+    }
+    for grain in ["4KiB", "1MiB"] {
+        let config = SourceConfig::parse(&with(SOURCE, "128KiB", grain)).expect("parses");
+        config.validate().expect("the bounds themselves are valid");
+    }
+}
+
+#[test]
+fn the_timeout_is_bounded() {
+    for timeout in ["0s", "99ms", "25h"] {
+        says(&source_error(&with(SOURCE, "7s", timeout)), &["line 5", timeout, "100ms", "24h"]);
+    }
+    for (text, ms) in [("100ms", 100), ("24h", 86_400_000)] {
+        assert_eq!(parse_timeout(text), Ok(Duration::from_millis(ms)));
+    }
+}
+
+#[test]
 fn a_misspelt_key_is_named_with_its_line_and_the_known_keys() {
     let error = source_error(&with(SOURCE, "max_age", "maxage"));
     says(&error, &["line 9", "maxage", "`path`", "`size`", "`max_age`"]);
     let error = source_error(&with(SOURCE, "durability", "durabilty"));
     says(&error, &["line 3", "durabilty", "`durability`", "`on_disconnect`"]);
     let error = destination_error(&with(DESTINATION, "image =", "imgae ="));
-    says(&error, &["line 8", "imgae", "`image`"]);
+    says(&error, &["line 10", "imgae", "`image`"]);
 }
 
 #[test]
@@ -151,13 +192,13 @@ fn a_wrong_value_is_named_with_its_line() {
     let error = source_error(&with(SOURCE, "\"flush\"", "\"never\""));
     says(&error, &["line 3", "never", "`always`", "`flush`"]);
     let error = source_error(&with(SOURCE, "unix:/run", "/run"));
-    says(&error, &["line 14", "unix:/path or tcp:host:port"]);
+    says(&error, &["line 15", "unix:/path or tcp:host:port"]);
     let error = source_error(&with(SOURCE, "\"/dev/vdb\"", "\"\""));
-    says(&error, &["line 12", "empty"]);
+    says(&error, &["line 13", "empty"]);
     let error = source_error(&with(SOURCE, "\"500ms\"", "\"0s\""));
     says(&error, &["line 9", "longer than zero"]);
     let error = source_error(&with(SOURCE, "\"vol0\"", "\".vol0\""));
-    says(&error, &["line 11", "dot"]);
+    says(&error, &["line 12", "dot"]);
 }
 
 #[test]
@@ -176,6 +217,7 @@ fn every_policy_is_understood() {
         let config = SourceConfig::parse(&with(SOURCE, "stall", word)).expect("parses");
         config.validate().expect("is valid");
         assert_eq!((config.on_disconnect, config.on_disconnect.as_str()), (policy, word));
+        assert_eq!(OnDisconnect::from(policy::OnDisconnect::from(policy)), policy);
     }
     says(&source_error(&with(SOURCE, "stall", "panic")), &["panic", "continue", "stall", "fail"]);
 }
@@ -262,7 +304,7 @@ fn load_names_the_file() {
     std::fs::write(&path, SOURCE.replace("128MiB", "1MiB")).expect("writes");
     says(&failure(), &["alpha.toml", "journal.size"]);
     std::fs::write(&path, with(SOURCE, "device", "devcie")).expect("writes");
-    says(&failure(), &["alpha.toml", "line 12", "devcie"]);
+    says(&failure(), &["alpha.toml", "line 13", "devcie"]);
     std::fs::write(&path, SOURCE).expect("writes");
     assert_eq!(SourceConfig::load(&path).expect("loads").name, "alpha");
 }
@@ -294,6 +336,12 @@ fn sizes() {
 #[test]
 fn durations() {
     for (text, ms) in [("500ms", 500), ("10s", 10_000), ("2m", 120_000), ("1h", 3_600_000)] {
+        assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)));
+    }
+    for (ms, text) in
+        [(0, "0ms"), (1_500, "1500ms"), (5_000, "5s"), (90_000, "90s"), (120_000, "2m"), (3_600_000, "1h")]
+    {
+        assert_eq!(format_duration(Duration::from_millis(ms)), text);
         assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)));
     }
     for bad in ["", "10", "s", "-1s", "+1s", "1.5s", "18446744073709551615h"] {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_SOCKET_PATH_BYTES, check_name};
+use super::{MAX_SOCKET_PATH_BYTES, MAX_TIMEOUT, MIN_TIMEOUT, check_name};
 
 /// Units of sizes, ascending; `format_bytes` and `parse_bytes` are inverse to each other.
 const SIZE_UNITS: [(&str, u64); 5] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
@@ -149,6 +149,34 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_millis(millis))
 }
 
+/// Writes a duration in its largest exact unit, as `parse_duration` reads it: `5s`, `1500ms`.
+pub fn format_duration(duration: Duration) -> String {
+    let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let exact = |&&(_, unit): &&(&str, u64)| ms != 0 && ms.is_multiple_of(unit);
+    let &(name, unit) = DURATION_UNITS_MS.iter().rev().find(exact).unwrap_or(&DURATION_UNITS_MS[0]);
+    format!("{}{name}", ms / unit)
+}
+
+/// Checks how long a destination may be away or silent: from [`MIN_TIMEOUT`] to [`MAX_TIMEOUT`].
+///
+/// # Errors
+/// What is allowed.
+pub fn check_timeout(timeout: Duration) -> Result<Duration, String> {
+    if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout) {
+        let [given, least, most] = [timeout, MIN_TIMEOUT, MAX_TIMEOUT].map(format_duration);
+        return Err(format!("a timeout of {given} is out of range: it must be from {least} to {most}"));
+    }
+    Ok(timeout)
+}
+
+/// Reads a timeout, and checks it.
+///
+/// # Errors
+/// What is wrong, and what is allowed.
+pub fn parse_timeout(text: &str) -> Result<Duration, String> {
+    check_timeout(parse_duration(text)?)
+}
+
 /// Checks a Unix socket's path: the kernel cuts at [`MAX_SOCKET_PATH_BYTES`].
 fn check_socket_path(path: &str) -> Result<PathBuf, String> {
     match path.len() {
@@ -184,6 +212,10 @@ pub(super) fn positive_duration<'de, D: Deserializer<'de>>(deserializer: D) -> R
         return Err(D::Error::custom("the duration must be longer than zero"));
     }
     Ok(duration)
+}
+
+pub(super) fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    parse_timeout(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 pub(super) fn size_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {

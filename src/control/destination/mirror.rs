@@ -29,9 +29,8 @@ const PROMOTED_MAX_AGE: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the staging log of each source may take, by the configuration.
-pub(super) fn staging_plan(_config: &DestinationConfig) -> StagingPlan {
-    // TODO SWITCH OVER HERE: StagingPlan { limit_bytes: config.staging_size_bytes, best_effort: config.best_effort }
-    StagingPlan { limit_bytes: 8 << 30, best_effort: false }
+pub(super) fn staging_plan(config: &DestinationConfig) -> StagingPlan {
+    StagingPlan { limit_bytes: config.staging_size_bytes, best_effort: config.best_effort() }
 }
 
 /// What a mirror is at the moment.

@@ -134,6 +134,8 @@ impl Handler for Daemon {
                     Ok(json!({ "role": "destination", "sources": sources }))
                 }
                 Request::Sync => bail!("this is a destination: sync is for the source's admin socket"),
+                Request::Set { .. } => bail!("this is a destination: set is for the source's admin socket"),
+                Request::Verify { .. } => bail!("this is a destination: verify is for the source's admin socket"),
                 Request::Promote { source, force } => {
                     let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.name() == source) else {
                         bail!("this destination knows no source \"{source}\", only {}", self.names());

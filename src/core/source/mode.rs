@@ -164,7 +164,7 @@ impl Source {
     pub(super) fn clock_met(&mut self) {
         self.clock.held_back = false;
         self.clock.heard = true;
-        self.clock.ping_at = self.clock.now;
+        self.clock.ping_at = self.clock.now + self.shape.policy.timeout / PINGS;
         self.clock.up_since = None;
     }
 
@@ -246,8 +246,8 @@ impl Source {
     /// Waits for the destination again once it has caught up and the connection has held for a while.
     fn return_if_due(&mut self, effects: &mut Vec<Effect>) {
         let caught_up = self.sends_newest() && self.last.seq.0 - self.acked.0.min(self.last.seq.0) <= CAUGHT_UP;
-        let was = self.superblock.alone;
-        if !was || !caught_up {
+        let apart = self.superblock.alone || self.clock.returning;
+        if !apart || !caught_up {
             return;
         }
         if self.clock.returning {

@@ -10,7 +10,7 @@ use super::super::command::{Commands, Counters, DestinationCommand, MAX_COMMANDS
 use super::super::disk::{Disk, make_folder};
 use super::super::memory::Memory;
 use super::super::ring::Ring;
-use super::super::source::EngineError;
+use super::super::source::{EngineError, journal_bytes};
 use super::receive::{drain_place, half_place, memory_bytes};
 use super::{Ended, Engine};
 use crate::core::Place;
@@ -21,7 +21,7 @@ use crate::core::recovery::destination_start::{Action, Found, Promoted};
 use crate::core::recovery::staged::{Bytes, Scan};
 use crate::core::recovery::{self, Halves as _};
 use crate::format::superblock::{Phase, Role, Superblock, encode_claim};
-use crate::limits::{BLOCK_BYTES, JOURNAL_DATA_OFFSET, MAX_COPY_WINDOWS};
+use crate::limits::{BLOCK_BYTES, MAX_COPY_WINDOWS};
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::path::{Path, PathBuf};
@@ -122,7 +122,8 @@ impl Folder {
             file.store_block(&[0; BLOCK_BYTES], 0)?;
         }
         let mut promoted = Disk::open_or_create("journal", &Folder::promoted_journal(path))?;
-        promoted.preallocate(JOURNAL_DATA_OFFSET + 2 * hello.half_bytes)?;
+        let sizes: Vec<u64> = hello.volumes.iter().map(|volume| volume.size_bytes).collect();
+        promoted.preallocate(journal_bytes(hello.half_bytes, &sizes, hello.grain_bytes))?;
         promoted.store_block(&claim, 0)?;
         let volumes = hello.volumes.clone();
         let first =

@@ -1,10 +1,13 @@
 //! What both daemons' statuses share.
 
+pub(super) mod source;
+
 use super::admin::{Handler, Request};
 use super::metrics::{self, Render};
 use crate::engine::command::HalfStatus;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// The halves as in status.
 pub(super) fn halves(halves: &[HalfStatus]) -> Vec<Value> {
@@ -15,6 +18,15 @@ pub(super) fn halves(halves: &[HalfStatus]) -> Vec<Value> {
         })
     };
     halves.iter().map(half).collect()
+}
+
+/// A moment as status shows it, in RFC 3339 and UTC: `2026-01-05T03:12:44Z`. `None` for 0, which means never, and for
+/// what no clock says.
+pub(super) fn moment(unix_s: u64) -> Option<String> {
+    // The last second of the year 9999: that is as far as RFC 3339 goes.
+    let known = (1..=253_402_300_799).contains(&unix_s);
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(unix_s)).filter(|_| known)?;
+    Some(humantime::format_rfc3339_seconds(time).to_string())
 }
 
 /// Renders a daemon's status as metrics, asked for anew by each scrape.
@@ -28,3 +40,6 @@ pub(super) fn renderer(role: &'static str, handler: Arc<dyn Handler>) -> Arc<Ren
         })
     })
 }
+
+#[cfg(test)]
+pub(super) mod tests;
