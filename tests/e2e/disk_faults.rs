@@ -125,7 +125,7 @@ fn the_destination_fails(durability: &str, cases: &[Case]) {
         // The source's operator is told the same.
         whole.mirror.source.wait_for_status("why the destination is away", |status| {
             let reason = status["reason"].as_str().unwrap_or_default();
-            status["state"] == "waiting" && reason.contains(fault.file())
+            status["state"] == "stalled" && reason.contains(fault.file())
         });
         let cookie = writer.send(flag::FUA, kind::WRITE, BEHIND + 4096, 4096, &pattern(1, 4096)).unwrap();
         writer.stream.set_answer_limit(Duration::from_millis(300)).unwrap();

@@ -263,13 +263,10 @@ impl Daemon {
         panic!("status of the {} never said: {what}\nlast:\n{last:#}", self.role);
     }
 
-    /// Waits until the first copy of every volume is complete.
+    /// Waits until the destination of this source has a whole copy.
     #[track_caller]
     pub fn wait_for_first_copy(&self) {
-        self.wait_for_status("every volume is copied", |status| {
-            let volumes = status["volumes"].as_array();
-            volumes.is_some_and(|all| all.iter().all(|volume| volume["copied_bytes"] == volume["copy_total_bytes"]))
-        });
+        self.wait_for_status("every volume is copied", |status| status["whole"] == true);
     }
 
     /// Switches halves and waits for the apply.
