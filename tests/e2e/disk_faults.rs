@@ -223,7 +223,7 @@ fn a_volume_that_can_not_be_read_for_its_first_copy() {
     source.spawn(&[]);
     let ended = source.wait_for_end();
     assert!(ended.code().is_some_and(|code| code != 0), "ended with {ended}");
-    assert_logged(&source, "first copy", "/vol1.volume", Errno::EIO);
+    assert_logged(&source, "resync", "/vol1.volume", Errno::EIO);
     near.heal();
     source.restart();
     Mirror { source, destination, plan }.assert_in_step();
