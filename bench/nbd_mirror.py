@@ -48,10 +48,11 @@ def daemon(role: str, config: Path) -> list[str]:
 
 
 def source_config(durability: str, address: str, folder: Path, device: Path, nbd: Path, admin: Path) -> str:
-    """source.toml. The journal keeps its default size."""
+    """source.toml. The journal keeps its default size. A destination that is lost must not make a measurement faster."""
     return f"""\
 name = "{NAME}"
 durability = "{durability}"
+on_disconnect = "stall"
 [journal]
 path = {quoted(folder / "source.journal")}
 [[volume]]

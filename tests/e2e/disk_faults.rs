@@ -125,7 +125,7 @@ fn the_destination_fails(durability: &str, cases: &[Case]) {
         // The source's operator is told the same.
         whole.mirror.source.wait_for_status("why the destination is away", |status| {
             let reason = status["reason"].as_str().unwrap_or_default();
-            status["state"] == "waiting" && reason.contains(fault.file())
+            status["state"] == "stalled" && reason.contains(fault.file())
         });
         let cookie = writer.send(flag::FUA, kind::WRITE, BEHIND + 4096, 4096, &pattern(1, 4096)).unwrap();
         writer.stream.set_answer_limit(Duration::from_millis(300)).unwrap();
@@ -223,7 +223,7 @@ fn a_volume_that_can_not_be_read_for_its_first_copy() {
     source.spawn(&[]);
     let ended = source.wait_for_end();
     assert!(ended.code().is_some_and(|code| code != 0), "ended with {ended}");
-    assert_logged(&source, "first copy", "/vol1.volume", Errno::EIO);
+    assert_logged(&source, "resync", "/vol1.volume", Errno::EIO);
     near.heal();
     source.restart();
     Mirror { source, destination, plan }.assert_in_step();

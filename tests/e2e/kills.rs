@@ -19,9 +19,8 @@ mod promotes;
 mod trial;
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::harness::{Chance, Habits, Ledger, Load, MIB, Mirror, Plan, Proxy};
 
@@ -96,7 +95,7 @@ impl Round {
 
     /// The load of this round.
     fn load(&self, site: &Site) -> Load {
-        let habits = Habits { seed: self.chance.clone().next(), largest: 64, mixed: true };
+        let habits = Habits { seed: self.chance.clone().next(), largest: 64, mixed: true, rest: Duration::ZERO };
         Load::with(&site.ledger, &site.mirror.exports(), 2, habits)
     }
 }
@@ -164,20 +163,6 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         self.mirror.plan.dir.disable_cleanup(keep());
-    }
-}
-
-/// Copies a folder with all that is in it.
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("make a folder");
-    for entry in std::fs::read_dir(from).expect("list a folder") {
-        let entry = entry.expect("list a folder");
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &to);
-        } else {
-            std::fs::copy(entry.path(), to).expect("copy a file");
-        }
     }
 }
 

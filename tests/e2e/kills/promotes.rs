@@ -98,7 +98,7 @@ fn kill_the_promoted(round: &mut Round, site: &mut Site) {
     let exports: Vec<(Endpoint, String)> =
         site.mirror.exports().into_iter().map(|(_, name)| (site.mirror.promoted(), name)).collect();
     for _ in 0..=round.chance.below(2) {
-        let habits = Habits { seed: round.chance.next(), largest: 64, mixed: true };
+        let habits = Habits { seed: round.chance.next(), largest: 64, mixed: true, rest: Duration::ZERO };
         let load = Load::with(&site.ledger, &exports, 2, habits);
         let time = round.chance.moment(300);
         round.tell(format!("{time:?} of writes to what was promoted"));
