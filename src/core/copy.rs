@@ -236,9 +236,7 @@ impl Copier {
     /// Whether a record with this range must not be sequenced yet.
     pub fn holds(&self, volume: u16, start: u64, end: u64) -> bool {
         self.windows.iter().flatten().any(|window| {
-            window.spoils >= PATIENCE
-                && !matches!(window.phase, Phase::Sent(_))
-                && window.overlaps(volume, start, end)
+            window.spoils >= PATIENCE && !matches!(window.phase, Phase::Sent(_)) && window.overlaps(volume, start, end)
         })
     }
 
@@ -344,7 +342,10 @@ mod tests {
         assert!(copier.holds(0, 0, 512) && !copier.holds(0, COPY_WINDOW_BYTES, COPY_WINDOW_BYTES + 512));
         let (number, _) = next(&mut copier, 1, 1).unwrap();
         assert!(copier.handle_read(number) && copier.still_true(number, Seq(1)));
-        assert_eq!(copier.handle_done(number, &[(0, COPY_WINDOW_BYTES)], Some(Seq(9))), Some((0, 0, COPY_WINDOW_BYTES)));
+        assert_eq!(
+            copier.handle_done(number, &[(0, COPY_WINDOW_BYTES)], Some(Seq(9))),
+            Some((0, 0, COPY_WINDOW_BYTES))
+        );
         assert!(!copier.holds(0, 0, 512));
         let (number, _) = next(&mut copier, 1, 1).unwrap();
         assert!(copier.handle_read(number) && copier.still_true(number, Seq(9)));

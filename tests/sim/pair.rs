@@ -144,7 +144,11 @@ impl Pair {
             promoted: None,
             link: Link::default(),
             habits: Habits::choose(cx),
-            faults: Faults { short: cx.rng.pick(&[0, 20]), failed: cx.rng.pick(&[0, 0, 0, 2]), full: cx.rng.pick(&[0, 0, 50]) },
+            faults: Faults {
+                short: cx.rng.pick(&[0, 20]),
+                failed: cx.rng.pick(&[0, 0, 0, 2]),
+                full: cx.rng.pick(&[0, 0, 50]),
+            },
             weights: weights(cx),
             identity,
             source_down: Crash::Kill,
