@@ -117,7 +117,7 @@ impl Report {
                     compared_bytes: tally.done_bytes,
                     differing_bytes: tally.differing_bytes,
                     repaired_bytes: if repair { tally.differing_bytes } else { 0 },
-                    ranges: tally.ranges,
+                    ranges: in_order(tally.ranges),
                     ended_unix_s: unix_ms() / 1000,
                 };
                 let (differ, all) = (verified.differing_bytes, verified.compared_bytes);
