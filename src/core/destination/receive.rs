@@ -34,7 +34,7 @@ impl Destination {
     }
 
     /// Sets what counts as received back to what was handed to the journal files.
-    fn forget_unhanded(&mut self) {
+    pub(super) fn forget_unhanded(&mut self) {
         self.received = self.pending.back().map_or(self.stored, |pending| pending.mark);
         for half in &mut self.halves {
             half.received = half.handed;

@@ -164,6 +164,13 @@ impl Destination {
                     staging.base.seq
                 );
                 self.log.trouble = Some(trouble.clone());
+                if self.restarting.take().is_some() {
+                    // Nothing was stored behind it, nor is what has come since.
+                    self.starting_over = false;
+                    self.begin_from(self.superblock.clean);
+                    self.pending.clear();
+                    self.forget_unhanded();
+                }
                 if self.connected {
                     effects.push(Effect::Disconnect(trouble));
                 }

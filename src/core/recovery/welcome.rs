@@ -189,7 +189,7 @@ pub const TABLE: &[Row] = &[
         applied: &[Applied::Fits, Applied::Behind],
         there: &[There::Partial],
         here: &[Here::Partial],
-        ..common(ResumeCopy, "what our cursors call copied is applied there")
+        ..common(ResumeCopy, "what wasn't copied yet is still marked")
     },
     Row {
         applied: &[Applied::Fits, Applied::Behind],

@@ -18,6 +18,8 @@ const RATE_OVER: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Report {
     mode: Option<(Mode, u64)>,
+    /// Whether the two were ever in step in this run.
+    been_together: bool,
     began: Option<(Instant, u64)>,
     /// How many bytes were done when, over the last seconds.
     samples: VecDeque<(Instant, u64)>,
@@ -59,12 +61,14 @@ impl Report {
                  is complete"
             ),
             (_, Mode::Failing) => tracing::error!("writes fail: the destination is away ({why})"),
-            (None, Mode::Together) => tracing::info!("in step with the destination {:?} after the start", started.elapsed()),
-            (Some(before), Mode::Together) => {
+            (_, Mode::Together) if !std::mem::replace(&mut self.been_together, true) && before != Some(Mode::Alone) => {
+                tracing::info!("writes are stored on both sides, {:.1} s after the start", started.elapsed().as_secs_f64());
+            }
+            (before, Mode::Together) => {
                 let word = match before {
-                    Mode::Alone => "was alone",
-                    Mode::Failing => "writes failed",
-                    Mode::Waiting | Mode::Together => "writes waited",
+                    Some(Mode::Alone) => "the source was alone",
+                    Some(Mode::Failing) => "writes failed",
+                    Some(Mode::Waiting | Mode::Together) | None => "writes waited",
                 };
                 tracing::info!("writes are stored on both sides again ({word} before)");
             }
@@ -91,7 +95,13 @@ impl Report {
                     took.as_secs_f64()
                 );
             }
-            Resync::Whole => tracing::info!("the destination has a whole copy"),
+            Resync::Whole => {
+                // In step since now, and not since the connection was made.
+                if let Some((Mode::Together, since)) = &mut self.mode {
+                    *since = unix_ms();
+                }
+                tracing::info!("the destination has a whole copy");
+            }
         }
     }
 
