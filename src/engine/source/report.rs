@@ -33,6 +33,19 @@ fn unix_ms() -> u64 {
     now.as_millis() as u64
 }
 
+/// Ranges by their place, neighbours as one: windows are compared in any order.
+fn in_order(mut ranges: Vec<(u16, u64, u64)>) -> Vec<(u16, u64, u64)> {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, before| {
+        let neighbours = (before.0, before.1 + before.2) == (next.0, next.1);
+        if neighbours {
+            before.2 += next.2;
+        }
+        neighbours
+    });
+    ranges
+}
+
 impl Report {
     /// The source stands otherwise from now on.
     pub fn mode(&mut self, mode: Mode, core: &Source, link: &LinkState, started: Instant) {
@@ -130,7 +143,7 @@ impl Report {
                     compared_bytes: tally.done_bytes,
                     differing_bytes: tally.differing_bytes,
                     repaired_bytes: if repair { tally.differing_bytes } else { 0 },
-                    ranges: tally.ranges,
+                    ranges: in_order(tally.ranges),
                     ended_unix_s: unix_ms() / 1000,
                 };
                 let (differ, all) = (verified.differing_bytes, verified.compared_bytes);
@@ -232,5 +245,16 @@ impl Engine {
             verified: report.verified.clone(),
             counters: self.counters,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_order;
+
+    #[test]
+    fn ranges_are_listed_by_their_place() {
+        let found = vec![(0, 8192, 4096), (1, 0, 512), (0, 0, 4096), (0, 4096, 4096), (0, 65_536, 4096)];
+        assert_eq!(in_order(found), [(0, 0, 12_288), (0, 65_536, 4096), (1, 0, 512)]);
     }
 }

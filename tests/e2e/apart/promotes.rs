@@ -133,8 +133,10 @@ fn while_a_whole_resync_goes_to_the_image() {
     if !fuse_or_skip() {
         return;
     }
-    let far = FaultyDisk::mount();
+    let (near, far) = (FaultyDisk::mount(), FaultyDisk::mount());
     let mut plan = plan();
+    plan.source.volumes[0].1 = near.path().join("vol0.volume");
+    create_file(plan.volume(0), super::SIZE);
     plan.destination.sources[0].1[0].1 = far.path().join("vol0.image");
     create_file(plan.image(0), super::SIZE);
     let mut apart = Apart::start(plan);

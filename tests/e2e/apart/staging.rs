@@ -1,24 +1,39 @@
 //! A resync that doesn't fit beside the image: the old image stays, or it is done in place, as configured.
 
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
 use serde_json::Value;
 
 use super::{Apart, plan};
-use crate::harness::{MIB, Mount, Plan, PromotedCopy, assert_says, root_or_skip};
+use crate::harness::{MIB, Mount, PromotedCopy, assert_says, root_or_skip};
 
 /// MiB that change while the two are apart.
 const CHANGED: u64 = 24;
 
 /// A mirror with that much to be sent, parted; and a time of its ledger before which all was answered in step.
 #[track_caller]
-fn lacking(plan: Plan) -> (Apart, u64) {
-    let apart = Apart::start(plan);
+fn lacking(apart: &Apart) -> u64 {
     let load = apart.load();
     load.wait_for_answers(100);
     let in_step = apart.part();
     apart.change(1, CHANGED);
     load.wait_for_answers(100);
     load.stop();
-    (apart, in_step)
+    in_step
+}
+
+/// Fills a file system but for so many MiB; returns the file that does it.
+fn fill(folder: &Path, left_mib: u64) -> PathBuf {
+    let path = folder.join("ballast");
+    let mut ballast = File::create(&path).expect("make a ballast");
+    let chunk = vec![1; 1 << 20];
+    while ballast.write_all(&chunk).is_ok() {}
+    let len = ballast.metadata().expect("look at the ballast").len();
+    ballast.set_len(len - left_mib * MIB).expect("make some room");
+    ballast.sync_all().expect("sync the ballast");
+    path
 }
 
 /// Waits until both sides say that there is no room, and how it is made.
@@ -59,9 +74,10 @@ fn assert_old_image(apart: &mut Apart, in_step: u64, what: &str) {
 fn a_staging_size_that_is_too_small_keeps_the_old_image() {
     let mut plan = plan();
     plan.destination.staging_size = "8MiB".to_owned();
-    let (mut apart, in_step) = lacking(plan);
+    let mut apart = Apart::start(plan);
+    let in_step = lacking(&apart);
     apart.join();
-    assert_refused(&apart, &["8", "staging_size", "best_effort", "restart"]);
+    assert_refused(&apart, &["8", "staging_size", "best_effort", "start the destination again"]);
     assert_old_image(&mut apart, in_step, "a copy of a destination without room");
     // A restart alone changes nothing.
     apart.mirror.destination.restart();
@@ -80,15 +96,16 @@ fn a_full_disk_keeps_the_old_image() {
     }
     let mut plan = plan();
     let disk = tempfile::tempdir().unwrap();
-    let mount = Mount::ext4(&disk.path().join("disk"), 80 * MIB, &disk.path().join("mount"));
+    let mount = Mount::ext4(&disk.path().join("disk"), 128 * MIB, &disk.path().join("mount"));
     plan.destination.journal_dir = mount.path.join("journals");
-    // Beside the journal files this leaves room for less than what changed.
-    std::fs::write(mount.path.join("ballast"), vec![1; 40 << 20]).unwrap();
-    let (mut apart, in_step) = lacking(plan);
+    let mut apart = Apart::start(plan);
+    // Beside the journal files there is room for less than what changes now.
+    let ballast = fill(&mount.path, 10);
+    let in_step = lacking(&apart);
     apart.join();
     assert_refused(&apart, &["room|space|full", "staging_size|free"]);
     assert_old_image(&mut apart, in_step, "a copy of a destination whose disk is full");
-    std::fs::remove_file(mount.path.join("ballast")).unwrap();
+    std::fs::remove_file(ballast).unwrap();
     apart.mirror.destination.restart();
     apart.assert_together();
     drop(apart);
@@ -100,7 +117,8 @@ fn best_effort_goes_on_without_anything_to_promote() {
     let mut plan = plan();
     plan.destination.staging_size = "8MiB".to_owned();
     plan.destination.resync_staging = "best_effort".to_owned();
-    let (mut apart, _) = lacking(plan);
+    let mut apart = Apart::start(plan);
+    lacking(&apart);
     apart.proxy.set_rate(8 * MIB);
     apart.join();
     let promotable = |promotable: bool| move |mirror: &Value| mirror["promotable"] == promotable;
