@@ -217,7 +217,8 @@ impl Copier {
 
     /// The next question, if it may be asked behind the frame with this record.
     pub fn next_question(&mut self, sent: Seq) -> Option<Question> {
-        self.questions.pop_front_if(|question| question.after <= sent)
+        let due = self.questions.front().is_some_and(|question| question.after <= sent);
+        if due { self.questions.pop_front() } else { None }
     }
 
     /// A record that changes this range gets its sequence number now.

@@ -206,13 +206,12 @@ impl Source {
             self.superblock.alone = true;
             self.superblock_dirty = true;
         }
-        if !self.clock.alone || !self.link.is_up() {
-            if self.clock.away_since.is_some_and(|since| now >= since + timeout) {
-                match self.shape.policy.on_disconnect {
-                    OnDisconnect::Continue if !self.clock.held_back => self.go_alone(),
-                    OnDisconnect::Fail => self.clock.failing = !self.clock.alone,
-                    OnDisconnect::Continue | OnDisconnect::Stall => {}
-                }
+        let away = self.clock.away_since.is_some_and(|since| now >= since + timeout);
+        if away && !(self.clock.alone && self.link.is_up()) {
+            match self.shape.policy.on_disconnect {
+                OnDisconnect::Continue if !self.clock.held_back => self.go_alone(),
+                OnDisconnect::Fail => self.clock.failing = !self.clock.alone,
+                OnDisconnect::Continue | OnDisconnect::Stall => {}
             }
         }
         if self.clock.failing {
