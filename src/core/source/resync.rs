@@ -9,6 +9,7 @@ use super::super::copy::{Copier, Purpose, Window};
 use super::super::grains::Grains;
 use super::super::half::{Entry, State, Ticket};
 use super::frames::release;
+use crate::canary::{Bug, sings};
 use super::{Effect, Headers, Resync, Source};
 use crate::format::frame::{Kind, RECORD_COPY, Record, padded};
 use crate::format::ids::Mark;
@@ -156,6 +157,10 @@ impl Source {
             let done = copier.handle_done(number, &differing, sent);
             if let Some((volume, offset, length)) = done.filter(|_| resync) {
                 let range = (volume, offset, offset + length);
+                if sent.is_none() && sings(Bug::CleanEqual) {
+                    self.dirty.unmark(volume, offset..offset + length);
+                    continue;
+                }
                 let ranges = match sent {
                     Some(_) => &mut self.halves[self.open.half()].copied,
                     None => &mut self.equal,
