@@ -436,7 +436,7 @@ impl SourceNode {
             let mut headers = HeaderMemory { arena: &mut self.arena, vault: &mut cx.vault };
             let before = core.superblock().clean;
             core.handle_turn(cx.now - self.began, &mut headers, &mut self.effects);
-            let linked = core.mode() == Mode::Together;
+            let linked = core.mode() == Mode::Together && core.is_steady();
             let retired = core.mode() == Mode::Alone && core.superblock().clean != before;
             cx.met.count_if(retired, Rare::RetiredAlone);
             if linked {

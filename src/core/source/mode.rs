@@ -106,6 +106,11 @@ impl Source {
         self.clock.held_back
     }
 
+    /// Whether there is a connection that is of use: the destination has stored something over it, if there was anything.
+    pub fn is_steady(&self) -> bool {
+        self.link.is_up() && self.clock.proved
+    }
+
     /// Whether new writes are to be refused with an error.
     pub fn failing(&self) -> bool {
         self.clock.failing
