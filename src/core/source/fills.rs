@@ -121,6 +121,9 @@ impl Source {
         let Some(fill) = self.retiring.take() else { return };
         let half = &self.halves[fill.half()];
         let (last, whole, applied) = (half.last, half.whole, half.applied && self.shape.mirrored);
+        // The next fill in this half says so in its headers: should this superblock be lost, they show it. And what is
+        // remembered must reach up to its end.
+        self.stable = self.stable.max(last.seq);
         if applied {
             // It got here over the stream, so it is nowhere else any more.
             self.superblock.known.clear();
@@ -131,12 +134,13 @@ impl Source {
             }
             self.stable_both = self.stable_both.max(last.seq);
         } else {
+            // Should this be the fill that makes the destination's copy whole, no signal for it follows any more; so what is
+            // still marked is compared anew.
+            self.whole_from = None;
             self.remember();
         }
         self.halves[fill.half()].retiring = true;
         self.superblock.clean = last;
-        // The next fill in this half says so in its headers: should this superblock be lost, they show it.
-        self.stable = self.stable.max(last.seq);
         self.settle_lack();
         self.superblock_dirty = true;
     }
@@ -188,8 +192,10 @@ impl Source {
     pub(super) fn finish_syncs(&mut self, effects: &mut Vec<Effect>) {
         let halves = &self.halves;
         let pending = |fill: Fill| halves.iter().any(|half| half.state != State::Clean && half.fill <= fill);
+        // What was waiting when the command came may have got errors instead.
+        let idle = halves[self.open.half()].state == State::Clean && self.queue.is_empty();
         self.syncs.retain(|(fill, token)| {
-            let keep = *fill >= self.open || pending(*fill);
+            let keep = (*fill >= self.open && !idle) || pending(*fill);
             if !keep {
                 effects.push(Effect::SyncDone(*token));
             }

@@ -32,6 +32,8 @@ pub enum Link {
         index: usize,
         /// The last record that was sent, or that the destination had.
         sent: Seq,
+        /// The last fill that the destination has done with.
+        applied: Fill,
     },
 }
 
@@ -67,10 +69,10 @@ pub enum Send {
 
 impl Source {
     /// Frames go over the connection from now on, those behind record `resumed`.
-    pub(super) fn link_up(&mut self, first: First, again: Option<Signal>, resumed: Seq) {
+    pub(super) fn link_up(&mut self, first: First, again: Option<Signal>, resumed: Seq, applied: Fill) {
         // From the oldest fill that isn't clean: its sync signal may have been lost with the last connection.
         let fill = self.superblock.clean.fill.next();
-        self.link = Link::Up { first: Some(first), again, resumed, fill, index: 0, sent: resumed };
+        self.link = Link::Up { first: Some(first), again, resumed, fill, index: 0, sent: resumed, applied };
     }
 
     /// The connection is gone.
@@ -95,14 +97,16 @@ impl Source {
             && self.dirty.is_stored()
             && self.ready_to_meet();
         let clean = self.superblock.clean;
-        let (first, again, resumed, fill, index, sent) = match &mut self.link {
+        let (first, again, resumed, fill, index, sent, applied) = match &mut self.link {
             Link::Down => return None,
             Link::Settling { told: true, .. } => return None,
             Link::Settling { common, told } => {
                 *told = true;
                 return Some(Send::Block(Signal::Settle { common: *common }.encode()));
             }
-            Link::Up { first, again, resumed, fill, index, sent } => (first, again, resumed, fill, index, sent),
+            Link::Up { first, again, resumed, fill, index, sent, applied } => {
+                (first, again, resumed, fill, index, sent, applied)
+            }
         };
         match first.take() {
             Some(First::Restart) if !durable => {
@@ -111,7 +115,7 @@ impl Source {
             }
             Some(First::Restart) => {
                 (*resumed, *sent, *fill, *index) = (clean.seq, clean.seq, clean.fill.next(), 0);
-                self.acked = clean.seq;
+                (self.acked, *applied) = (clean.seq, clean.fill);
                 return Some(Send::Block(Signal::Restart { at: clean }.encode()));
             }
             Some(First::Signal(signal)) => return Some(Send::Block(signal.encode())),
@@ -136,6 +140,10 @@ impl Source {
                 return None;
             }
             if let Some(frame) = half.frames.get(*index) {
+                // A half that is clean here may not be there: this source went on alone for a while.
+                if fill.0 > applied.0 + 2 {
+                    return None;
+                }
                 let id = FrameId { fill: *fill, index: *index };
                 *index += 1;
                 if frame.mark.seq > *resumed {
@@ -188,6 +196,9 @@ impl Source {
     }
 
     pub(super) fn handle_applied(&mut self, mark: Mark, effects: &mut Vec<Effect>) {
+        if let Link::Up { applied, .. } = &mut self.link {
+            *applied = (*applied).max(mark.fill);
+        }
         // A fill that is clean here was applied before; a report that was late says nothing new.
         if mark.fill <= self.superblock.clean.fill {
             return;

@@ -29,6 +29,9 @@ impl Source {
         let common = newest_of(&|mark| self.knows(mark));
         let known = newest_of(&|mark| self.superblock.known.contains(&mark));
         let newest = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
+        // Only some boundaries are remembered. A destination between two of them would have to drop what it may have been
+        // told to be stable on both sides, and it refuses that, rightly; so it is compared as a whole.
+        let known = known.filter(|mark| *mark == newest || newest.seq >= self.superblock.clean.seq);
         let found = meeting::Found {
             verdict: welcome.verdict.into(),
             epochs: match welcome.epoch.cmp(&self.superblock.epoch) {
@@ -136,7 +139,7 @@ impl Source {
         // This source went on without it for a while, or it has lost a state: it holds that fill, but no signal follows
         // for what is clean here.
         let again = (applied == Applied::Behind).then_some(Signal::Sync { last: clean, whole: welcome.whole });
-        self.link_up(First::Signal(Signal::Resume { common }), again, common.seq);
+        self.link_up(First::Signal(Signal::Resume { common }), again, common.seq, welcome.applied.fill);
         self.acked = common.seq;
         if welcome.whole {
             // It holds exactly what was here at that boundary, and the journal has what came behind.
@@ -167,9 +170,10 @@ impl Source {
             self.note_lack();
         }
         self.forget_whole();
+        let clean = self.superblock.clean;
         let all = self.dirty.grains().bytes() >= self.superblock.volumes.iter().map(|volume| volume.size_bytes).sum();
-        self.link_up(First::Restart, None, Seq(0));
-        self.acked = self.superblock.clean.seq;
+        self.link_up(First::Restart, None, Seq(0), clean.fill);
+        self.acked = clean.seq;
         self.start_copy(all, effects);
         self.clock_met();
     }

@@ -197,17 +197,22 @@ impl Source {
         let mut marks: Vec<Mark> = Vec::new();
         for half in halves {
             let frames: Vec<Mark> = half.frames.iter().map(|frame| frame.mark).filter(is_new).collect();
-            // The newest ones, then ever fewer of the older ones; the end of a complete fill is among the first.
-            let (mut back, mut step) = (0, 1);
-            let mut some = Vec::new();
-            while back < frames.len() && some.len() < MAX_KNOWN_MARKS / 4 {
-                some.push(frames[frames.len() - 1 - back]);
-                if some.len() > MAX_KNOWN_MARKS / 8 {
+            // The newest ones, then ever fewer of the older ones; the end of a complete fill is among the first. And those
+            // that followed the last acknowledgement: the destination holds that one, and mostly few behind it. Should it
+            // have to go back beyond what it was told to be stable on both sides, it wouldn't.
+            let acked = frames.partition_point(|mark| mark.seq < self.acked);
+            let mut some: Vec<usize> = (acked..frames.len().min(acked + MAX_KNOWN_MARKS / 5)).collect();
+            let (mut back, mut step) = (1, 1);
+            for count in 0..MAX_KNOWN_MARKS / 4 {
+                some.extend(frames.len().checked_sub(back));
+                if count >= MAX_KNOWN_MARKS / 8 {
                     step *= 2;
                 }
                 back += step;
             }
-            marks.extend(some.into_iter().rev());
+            some.sort_unstable();
+            some.dedup();
+            marks.extend(some.into_iter().map(|index| frames[index]));
         }
         if is_new(&clean) {
             marks.insert(0, clean);
