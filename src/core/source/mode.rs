@@ -10,6 +10,7 @@
 
 use super::super::policy::{Mode, OnDisconnect, Policy};
 use super::frames::release;
+use crate::canary::{Bug, sings};
 use super::{Effect, Link, Shape, Source};
 use crate::core::half::Ticket;
 use crate::format::superblock::Superblock;
@@ -63,7 +64,7 @@ impl Clock {
             alone: false,
             returning: false,
             failing: false,
-            held_back: !superblock.alone && (superblock.whole || superblock.lacking_since_unix_s != 0),
+            held_back: !sings(Bug::AloneAfterStart) && !superblock.alone && (superblock.whole || superblock.lacking_since_unix_s != 0),
             away_since: None,
             up_since: None,
             heard: false,
