@@ -12,7 +12,7 @@ use nbd_mirror::core::flush::FlushOp;
 use nbd_mirror::core::grains::Grains;
 use nbd_mirror::core::index::{Action, Found, Segment};
 use nbd_mirror::core::recovery::staged::{Scan, StagingDamage};
-use nbd_mirror::core::recovery::{self, Damage, Halves as _};
+use nbd_mirror::core::recovery::{self, Damage, Halves as _, Recovered};
 use nbd_mirror::format::checksum;
 use nbd_mirror::format::frame::{self, Header};
 use nbd_mirror::format::ids::Mark;
@@ -125,7 +125,12 @@ impl DestinationNode {
             self.memory[half].extend_from_slice(self.io.disks[half].words());
         }
         let shelf = Shelf { halves: [&self.memory[0], &self.memory[1]], vault: &cx.vault };
-        let recovered = recovery::recover(&shelf, superblock.source, superblock.clean, superblock.whole)?;
+        let recovered = if superblock.promoted {
+            // The images are served as they are, and nobody looks at the journal files any more.
+            Recovered { end: superblock.clean, ..Recovered::default() }
+        } else {
+            recovery::recover(&shelf, superblock.source, superblock.clean, superblock.whole)?
+        };
         cx.met.count(match (recovered.first.is_empty(), recovered.second.is_empty()) {
             (true, _) => Rare::DestinationFoundNothing,
             (false, true) => Rare::DestinationFoundOneFill,
@@ -160,7 +165,8 @@ impl DestinationNode {
             let staging = core.superblock().staging.phase == Phase::Staging;
             cx.met.count_if(staging, Rare::DestinationCrashedInStaging);
             cx.met.count_if(self.settling, Rare::DestinationCrashedInSettling);
-            cx.met.count_if(core.appends_under_way() > 0, Rare::DestinationCrashedInAppend);
+            let appends = core.appends_under_way() > 0 || self.io.any(|op| matches!(op, Op::StagingSync));
+            cx.met.count_if(appends, Rare::DestinationCrashedInAppend);
             cx.met.count_if(core.drains_under_way() > 0, Rare::DestinationCrashedInDrain);
         }
         (self.settling, self.promoting) = (false, false);
@@ -170,6 +176,11 @@ impl DestinationNode {
         (self.core, self.starting) = (None, None);
         self.promoted = None;
         self.effects.clear();
+    }
+
+    /// Whether a fill is on its way into the staging log.
+    pub fn appends(&self) -> bool {
+        self.core.as_ref().is_some_and(|core| core.appends_under_way() > 0)
     }
 
     /// Whether its state is being written, so that what is in memory isn't durable yet.

@@ -100,7 +100,8 @@ pub struct Pair {
 
 /// Volumes with something on them, or nothing.
 fn volumes(cx: &mut Context) -> Volumes {
-    let sizes: &[usize] = cx.rng.pick(&[&[192], &[192], &[64, 64, 64], &[64, 64, 64], &[64, 256], &[5120], &[2300, 128], &[64, 20480]]);
+    let sizes: &[usize] =
+        cx.rng.pick(&[&[192], &[192], &[64, 64, 64], &[64, 64, 64], &[64, 256], &[5120], &[2300, 128], &[64, 20480]]);
     let mut base: Volumes = sizes.iter().map(|size| vec![0; *size]).collect();
     if cx.rng.chance(700) {
         for volume in &mut base {
@@ -209,6 +210,9 @@ impl Pair {
     /// What happens next. `calm`: no faults any more, and no clients.
     pub fn choose(&self, calm: bool, cx: &mut Context) -> Event {
         let count = if calm { WILD } else { EVENTS.len() };
+        let phase = self.mirror.core.as_ref().map(|core| core.superblock().staging.phase);
+        let staging = phase == Some(Phase::Staging);
+        let fleeting = phase == Some(Phase::Draining) || self.mirror.appends();
         let mut total = 0;
         let mut until = [0; EVENTS.len()];
         for (index, event) in EVENTS[..count].iter().enumerate() {
@@ -217,6 +221,9 @@ impl Pair {
                 total += match event {
                     Event::Promote if self.promoting => 100,
                     Event::Time if self.outage > 0 => 10 * self.weights[index],
+                    // What lasts only a moment is disturbed the more.
+                    Event::CrashMirror | Event::Promote | Event::GhostPromote if fleeting => 10 * self.weights[index],
+                    Event::CrashSource | Event::Cut if staging => 3 * self.weights[index],
                     _ => self.weights[index],
                 };
             }

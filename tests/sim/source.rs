@@ -114,6 +114,8 @@ pub struct SourceNode {
     bound: bool,
     /// What it was when it ended.
     in_step: bool,
+    /// What it was then is on the disk, too.
+    told_disk: bool,
     /// The destination that was met last refused it, or held nothing.
     refused: bool,
     met_fresh: bool,
@@ -192,6 +194,7 @@ impl SourceNode {
             released: false,
             bound: false,
             in_step: false,
+            told_disk: true,
             refused: false,
             met_fresh: false,
             verify_unknown: false,
@@ -262,7 +265,9 @@ impl SourceNode {
         // A source that ended in step with a whole copy, and knew it, knows nothing of what came after: that copy may have
         // been promoted. What it knew is what the disk says.
         let knew = superblock.whole || superblock.lacking_since_unix_s != 0;
-        self.bound = self.shape.mirrored && self.in_step && knew;
+        // Where the word that it is in step again was on its way to the disk, either may be.
+        let in_step = self.in_step && (self.told_disk || !superblock.alone);
+        self.bound = self.shape.mirrored && in_step && knew;
         (self.released, self.refused) = (superblock.alone, false);
         (self.together_at, self.left_behind) = (cx.now, false);
         let shape = Shape { started_unix_s: 1_000_000 + cx.now.as_secs(), ..self.shape.clone() };
@@ -292,6 +297,7 @@ impl SourceNode {
             cx.met.count_if(copying, Rare::SourceCrashedInCopy);
             cx.met.count_if(copying && core.superblock().lacking_since_unix_s != 0, Rare::SourceCrashedInResync);
             self.in_step = core.mode() != Mode::Alone && !core.superblock().alone;
+            self.told_disk = !self.io.any(|op| matches!(op, Op::Superblock));
         }
         cx.met.count_if(self.io.any(|op| matches!(op, Op::Map)), Rare::SourceCrashedInMapWrite);
         self.io.crash(how, &mut cx.rng);

@@ -46,7 +46,11 @@ impl World {
 
     /// Lives with faults, then heals everything and demands that it comes into step.
     pub fn run(&mut self) {
-        while self.events < LIFE {
+        if self.cx.rng.chance(500) {
+            self.grow_up();
+        }
+        let life = self.events + self.cx.rng.pick(&[LIFE, LIFE, LIFE, 3 * LIFE]);
+        while self.events < life {
             let number = self.cx.rng.below(self.pairs.len());
             self.step(number, false);
         }
@@ -54,6 +58,16 @@ impl World {
         let shorts =
             self.pairs.iter().map(|pair| pair.source.io.short_writes + pair.mirror.io.short_writes).sum::<u64>();
         self.cx.met.count_if(shorts > 0, Rare::ShortWrite);
+    }
+
+    /// The first sync ends before the first fault: what comes later is a resync.
+    fn grow_up(&mut self) {
+        for number in 0..self.pairs.len() {
+            let start = self.events;
+            while !self.settled(number) && self.events - start < PATIENCE {
+                self.step(number, true);
+            }
+        }
     }
 
     /// One thing happens to one of the pairs.

@@ -205,8 +205,10 @@ impl Source {
     pub(super) fn finish_syncs(&mut self, effects: &mut Vec<Effect>) {
         let halves = &self.halves;
         let pending = |fill: Fill| halves.iter().any(|half| half.state != State::Clean && half.fill <= fill);
+        // What was waiting when the command came may have got errors instead.
+        let idle = halves[self.open.half()].state == State::Clean && self.queue.is_empty();
         self.syncs.retain(|(fill, token)| {
-            let keep = *fill >= self.open || pending(*fill);
+            let keep = (*fill >= self.open && !idle) || pending(*fill);
             if !keep {
                 effects.push(Effect::SyncDone(*token));
             }

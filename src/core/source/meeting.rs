@@ -30,6 +30,9 @@ impl Source {
         let common = newest_of(&|mark| self.knows(mark));
         let known = newest_of(&|mark| self.superblock.known.contains(&mark));
         let newest = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
+        // Only some boundaries are remembered. A destination between two of them would have to drop what it may have been
+        // told to be stable on both sides, and it refuses that, rightly; so it is compared as a whole.
+        let known = known.filter(|mark| *mark == newest || newest.seq >= self.superblock.clean.seq);
         let found = meeting::Found {
             verdict: welcome.verdict.into(),
             epochs: match welcome.epoch.cmp(&self.superblock.epoch) {

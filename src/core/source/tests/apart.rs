@@ -366,3 +366,58 @@ fn what_was_applied_counts_for_nothing_once_the_destination_goes_back() {
     rig.welcome(Mark { fill: Fill(0), seq: Seq(0), digest: Digest(9) });
     assert!(matches!(rig.core.link, Link::Settling { .. }) && !rig.core.halves()[1].applied);
 }
+
+#[test]
+fn frames_wait_for_a_half_that_is_free_here_but_not_there() {
+    let mut rig = rig(OnDisconnect::Continue);
+    rig.store();
+    while rig.core.next_to_send().is_some() {}
+    rig.parted();
+    rig.retire();
+    rig.write_alone(8192);
+    let clean = rig.core.superblock().clean;
+    rig.welcome(clean);
+    rig.later(Duration::ZERO);
+    rig.core.handle_sync(1);
+    rig.turn();
+    rig.write_alone(0);
+    let frames = |rig: &mut Rig| {
+        let sent = std::iter::from_fn(|| rig.core.next_to_send());
+        sent.filter(|send| matches!(send, Send::Frame(_))).count()
+    };
+    assert_eq!(frames(&mut rig), 1, "of the second fill");
+    rig.acked(2);
+    rig.turn();
+    assert_eq!(frames(&mut rig), 0, "the third one's half holds the first, which isn't applied there");
+    rig.core.handle_report(Report::Applied(clean), &mut rig.effects);
+    assert_eq!(frames(&mut rig), 1);
+}
+
+#[test]
+fn a_destination_between_two_known_boundaries_needs_drop_nothing() {
+    let mut rig = rig(OnDisconnect::Continue);
+    rig.store();
+    while rig.core.next_to_send().is_some() {}
+    rig.parted();
+    rig.write_alone(0);
+    rig.write_alone(0);
+    rig.retire();
+    let known = rig.core.superblock().known[1];
+    let newest = Mark { fill: Fill(1), seq: Seq(2), digest: Digest(99) };
+    let boundaries = vec![known, newest];
+    let welcome = Welcome { whole: true, boundaries, ..Welcome::refuse(Verdict::Welcome, Epoch(1), "") };
+    rig.core.handle_welcome(&welcome, &mut rig.effects);
+    assert_eq!(rig.signals(), [Signal::Settle { common: newest }]);
+    assert_eq!(rig.core.dirty_bytes(), 1 << 20, "all is compared");
+}
+
+#[test]
+fn a_sync_ends_though_what_waited_for_it_got_errors() {
+    let mut rig = rig(OnDisconnect::Fail);
+    rig.parted();
+    assert!(rig.core.failing());
+    rig.write();
+    rig.core.handle_sync(3);
+    let effects = rig.turn();
+    assert!(matches!(effects[..], [Effect::Fail(_), Effect::Release(..), Effect::SyncDone(3)]), "{effects:?}");
+}
