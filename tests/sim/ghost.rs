@@ -164,7 +164,9 @@ fn rot_log(disks: Vec<Disk>, cx: &mut Context) {
     let piece = LogPiece { start: 0, words: &log[..superblock.staging.tail as usize / SECTOR], vault: &cx.vault };
     loop {
         let at = walk.at();
-        let Some(entry) = walk.next(&piece).unwrap_or_else(|damage| panic!("the staging log is {damage}")) else { break };
+        let Some(entry) = walk.next(&piece).unwrap_or_else(|damage| panic!("the staging log is {damage}")) else {
+            break;
+        };
         let mut sectors: Vec<usize> = (at as usize / SECTOR..at as usize / SECTOR + 8).collect();
         if let LogEntry::Frame(records) = entry {
             for (record, place) in records {

@@ -144,7 +144,7 @@ impl Model {
         let from = self.answered.saturating_sub(1);
         let height = (from..self.chain.len()).find(holds).expect("an answer to what is in no frame of this run") + 1;
         // So what failed before it has come to be.
-        self.see_failed(height);
+        self.see_failed(ticket.0);
         apply(&mut self.now, &self.parts[ticket.0 as usize]);
         self.history.push(ticket.0);
         self.answered = height;
@@ -176,9 +176,8 @@ impl Model {
         }
     }
 
-    /// What failed is seen by reads at last, up to that many frames: all before something that was answered.
-    fn see_failed(&mut self, height: usize) {
-        let until = self.frames[self.chain[height - 1] as usize].parts.end;
+    /// What failed is seen by reads at last, up to that part: all before something that was answered.
+    fn see_failed(&mut self, until: u32) {
         while let Some(ticket) = self.loose.first().copied().filter(|ticket| *ticket < until) {
             self.loose.remove(0);
             apply(&mut self.now, &self.parts[ticket as usize]);
@@ -188,9 +187,7 @@ impl Model {
 
     /// All that is in a frame is stored on both sides.
     pub fn all_seen(&mut self) {
-        if !self.chain.is_empty() {
-            self.see_failed(self.chain.len());
-        }
+        self.see_failed(u32::MAX);
     }
 
     /// How many frames of the source's branch a boundary has behind it, and the frames beyond that it has of its own.

@@ -100,7 +100,7 @@ pub struct Pair {
 
 /// Volumes with something on them, or nothing.
 fn volumes(cx: &mut Context) -> Volumes {
-    let sizes: &[usize] = cx.rng.pick(&[&[192], &[64, 64, 64], &[64, 256], &[5120], &[2300, 128]]);
+    let sizes: &[usize] = cx.rng.pick(&[&[192], &[192], &[64, 64, 64], &[64, 64, 64], &[64, 256], &[5120], &[2300, 128], &[64, 20480]]);
     let mut base: Volumes = sizes.iter().map(|size| vec![0; *size]).collect();
     if cx.rng.chance(700) {
         for volume in &mut base {
@@ -144,7 +144,11 @@ impl Pair {
             promoted: None,
             link: Link::default(),
             habits: Habits::choose(cx),
-            faults: Faults { short: cx.rng.pick(&[0, 20]), failed: cx.rng.pick(&[0, 0, 0, 2]), full: cx.rng.pick(&[0, 0, 50]) },
+            faults: Faults {
+                short: cx.rng.pick(&[0, 20]),
+                failed: cx.rng.pick(&[0, 0, 0, 2]),
+                full: cx.rng.pick(&[0, 0, 50]),
+            },
             weights: weights(cx),
             identity,
             source_down: Crash::Kill,
@@ -259,7 +263,8 @@ impl Pair {
                 self.link.connect(core.superblock().clone(), &mut cx.rng);
             }
             Event::Time => {
-                let timeout = self.source.shape.policy.timeout;
+                let policy = self.source.core.as_ref().map(|core| core.policy());
+                let timeout = policy.unwrap_or(self.source.shape.policy).timeout;
                 let steps = [Duration::ZERO, timeout / 8, timeout / 8, timeout, Duration::from_secs(2)];
                 // Without a fault nothing stands still for long.
                 cx.now += if calm { timeout / 8 } else { cx.rng.pick(&steps) };

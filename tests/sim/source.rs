@@ -19,11 +19,11 @@ use nbd_mirror::format::block::Block;
 use nbd_mirror::format::frame::{Header, Kind, RECORD_COPY, Record};
 use nbd_mirror::format::superblock::{Role, Superblock};
 use nbd_mirror::format::wire::{Report, Signal, Sum, Verdict};
-use std::time::Duration;
 use nbd_mirror::limits::{
     BLOCK_BYTES, CHUNK_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_WAITING_BYTES, MAX_WAITING_RECORDS, RECEIVE_MEMORY_BYTES,
     SUM_GRAIN_BYTES,
 };
+use std::time::Duration;
 
 /// Places of disks in a machine's list: two halves, both superblock copies, the dirty bitmap or the staging log, then the
 /// volumes or images.

@@ -138,7 +138,8 @@ impl Destination {
         let half = &self.halves[first.mark.fill.half()];
         let gathered = half.received - half.handed;
         let under_way = self.writing.len();
-        if self.starting_over || self.erasing > 0 || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= BUSY)) {
+        let waits = self.starting_over && !sings(Bug::RestartVolatile);
+        if waits || self.erasing > 0 || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= BUSY)) {
             return None;
         }
         let fill = first.mark.fill;

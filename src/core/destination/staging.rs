@@ -223,7 +223,7 @@ impl Destination {
             if append.handed < append.bytes {
                 return;
             }
-            if append.sync == Sync::No {
+            if append.sync == Sync::No && !sings(Bug::AppendUnsynced) {
                 append.sync = Sync::UnderWay;
                 effects.push(Effect::SyncStaging);
                 return;

@@ -72,7 +72,9 @@ impl Source {
         for entry in self.queue.iter().take(MAX_RECORDS_PER_FRAME) {
             let record = &entry.record;
             let more = padded(record.payload_bytes());
-            let held = self.copier.as_ref().is_some_and(|c| c.holds(record.volume, record.offset, record.end()));
+            // Alone, no client waits for the destination.
+            let copier = self.copier.as_ref().filter(|_| !self.clock.alone);
+            let held = copier.is_some_and(|c| c.holds(record.volume, record.offset, record.end()));
             if held || bytes + more > MAX_FRAME_PAYLOAD_BYTES {
                 break;
             }
@@ -103,7 +105,13 @@ impl Source {
         (self.superblock.half_bytes as usize / BLOCK_BYTES) * 2
     }
 
-    pub(super) fn make_frame(&mut self, now: Duration, entries: &[Entry], headers: &mut impl Headers, effects: &mut Vec<Effect>) {
+    pub(super) fn make_frame(
+        &mut self,
+        now: Duration,
+        entries: &[Entry],
+        headers: &mut impl Headers,
+        effects: &mut Vec<Effect>,
+    ) {
         let forced = |record: &Record| record.kind == Kind::Flush || record.flags & RECORD_FUA != 0;
         let sync = self.shape.durability == Durability::Flush && entries.iter().any(|entry| forced(&entry.record));
         let half = &mut self.halves[self.open.half()];
@@ -217,9 +225,9 @@ impl Source {
             }
             let (id, indexed, last) = (flight.id, flight.indexed, flight.last);
             if flight.stable {
-                self.stable = last;
+                self.stable = self.stable.max(last);
                 if acked {
-                    self.stable_both = last;
+                    self.stable_both = self.stable_both.max(last);
                 }
             }
             if !flight.copy && !indexed {
@@ -278,6 +286,7 @@ impl Source {
             if !stable {
                 self.volatile_until = last;
             }
+            self.stable_both = self.stable_both.max(frame.header.committed);
             self.flights.push_back(Flight {
                 id,
                 first,

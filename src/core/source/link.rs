@@ -91,11 +91,8 @@ impl Source {
         }
         // That the order begins anew, and what is dirty, must be durable here before the destination acts on it: a source
         // that forgot it in a crash would call an image whole that never was copied. And no half may become clean then.
-        let durable = !self.superblock_dirty
-            && !self.superblock_writing
-            && self.stale_copies == 0
-            && self.dirty.is_stored()
-            && self.ready_to_meet();
+        let written = !self.superblock_dirty && !self.superblock_writing && self.stale_copies == 0;
+        let durable = written && self.dirty.is_stored() && self.ready_to_meet();
         let clean = self.superblock.clean;
         let (first, again, resumed, fill, index, sent, applied) = match &mut self.link {
             Link::Down => return None,
@@ -116,6 +113,7 @@ impl Source {
             Some(First::Restart) => {
                 (*resumed, *sent, *fill, *index) = (clean.seq, clean.seq, clean.fill.next(), 0);
                 (self.acked, *applied) = (clean.seq, clean.fill);
+                self.sent = self.sent.max(clean.seq);
                 return Some(Send::Block(Signal::Restart { at: clean }.encode()));
             }
             Some(First::Signal(signal)) => return Some(Send::Block(signal.encode())),
@@ -158,6 +156,9 @@ impl Source {
             if half.state < State::Flushing || self.acked < half.last.seq {
                 return None;
             }
+            if half.whole && !self.superblock.whole && !written {
+                return None;
+            }
             (*fill, *index) = (fill.next(), 0);
             if !half.applied {
                 return Some(Send::Block(Signal::Sync { last: half.last, whole: half.whole }.encode()));
@@ -182,14 +183,16 @@ impl Source {
                     "the destination acknowledges record {seq}, which was never sent"
                 )));
             }
-            Report::Stored(seq) => self.acked = self.acked.max(seq),
+            Report::Stored(seq) => {
+                self.clock.proved |= seq > self.acked;
+                self.acked = self.acked.max(seq);
+            }
             Report::Applied(mark) => self.handle_applied(mark, effects),
             Report::Fenced(epoch) => self.handle_fenced(epoch, effects),
             Report::Settled(mark) => match self.link {
                 Link::Settling { common, told: true } if common == mark => self.begin_anew(effects),
-                _ => effects.push(Effect::ClosePeer(format!(
-                    "the destination settled at {mark}, which it wasn't asked for"
-                ))),
+                _ => effects
+                    .push(Effect::ClosePeer(format!("the destination settled at {mark}, which it wasn't asked for"))),
             },
             Report::Pong | Report::Sums { .. } => {}
         }

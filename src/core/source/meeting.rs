@@ -25,7 +25,8 @@ impl Source {
 
     /// A destination answered our hello.
     pub fn handle_welcome(&mut self, welcome: &Welcome, effects: &mut Vec<Effect>) {
-        let newest_of = |known: &dyn Fn(Mark) -> bool| welcome.boundaries.iter().rev().find(|mark| known(**mark)).copied();
+        let newest_of =
+            |known: &dyn Fn(Mark) -> bool| welcome.boundaries.iter().rev().find(|mark| known(**mark)).copied();
         let common = newest_of(&|mark| self.knows(mark));
         let known = newest_of(&|mark| self.superblock.known.contains(&mark));
         let newest = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
@@ -56,12 +57,12 @@ impl Source {
         let close = match action {
             Action::StayFenced => return self.handle_fenced(epoch, effects),
             Action::StartOver => {
-                self.dirty.fill();
+                self.mark_all();
                 return self.begin_anew(effects);
             }
             Action::Resync => return self.settle(known.unwrap_or(newest), effects),
             Action::ResyncAll => {
-                self.dirty.fill();
+                self.mark_all();
                 return self.settle(known.unwrap_or(newest), effects);
             }
             Action::Resume | Action::ResumeCopy | Action::ResumeCopyAgain => {
@@ -119,18 +120,15 @@ impl Source {
     }
 
     /// The destination goes on from a common boundary.
-    fn resume(
-        &mut self,
-        action: Action,
-        common: Mark,
-        applied: Applied,
-        welcome: &Welcome,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn resume(&mut self, action: Action, common: Mark, applied: Applied, welcome: &Welcome, effects: &mut Vec<Effect>) {
         let clean = self.superblock.clean;
         if action == Action::ResumeCopyAgain {
-            self.dirty.fill();
+            self.mark_all();
             self.forget_whole();
+        }
+        // What it had applied it may have lost: then it is told again.
+        for half in self.halves.iter_mut().filter(|half| half.last.seq > welcome.applied.seq) {
+            half.applied = false;
         }
         self.handle_applied(welcome.applied, effects);
         // This source went on without it for a while, or it has lost a state: it holds that fill, but no signal follows
@@ -157,6 +155,13 @@ impl Source {
     /// The order will begin anew, once the destination has applied what it holds.
     fn settle(&mut self, common: Mark, effects: &mut Vec<Effect>) {
         self.drop_copy(effects);
+        // Whatever it had, it goes back to that boundary.
+        self.equal.clear();
+        self.whole_from = None;
+        for half in &mut self.halves {
+            half.applied = false;
+            half.copied.clear();
+        }
         self.link = Link::Settling { common, told: false };
         self.clock_met();
     }

@@ -10,6 +10,7 @@
 
 use super::super::policy::{Mode, OnDisconnect, Policy};
 use super::frames::release;
+use crate::canary::{Bug, sings};
 use super::{Effect, Link, Shape, Source};
 use crate::core::half::Ticket;
 use crate::format::superblock::Superblock;
@@ -39,8 +40,10 @@ pub(super) struct Clock {
     pub failing: bool,
     /// Whether it may not go alone, since the destination may have been promoted.
     held_back: bool,
-    /// Since when there is no connection over which frames go.
+    /// Since when there is no connection that has proved to be of use.
     away_since: Option<Duration>,
+    /// Whether the destination has stored something over this connection, if there was anything to be stored.
+    pub proved: bool,
     /// Since when there is one.
     up_since: Option<Duration>,
     /// Something was heard since the last turn.
@@ -63,8 +66,9 @@ impl Clock {
             alone: false,
             returning: false,
             failing: false,
-            held_back: !superblock.alone && (superblock.whole || superblock.lacking_since_unix_s != 0),
+            held_back: !sings(Bug::AloneAfterStart) && !superblock.alone && (superblock.whole || superblock.lacking_since_unix_s != 0),
             away_since: None,
+            proved: false,
             up_since: None,
             heard: false,
             heard_at: Duration::ZERO,
@@ -86,8 +90,8 @@ impl Source {
     pub fn mode(&self) -> Mode {
         match (self.link.is_up(), self.clock.alone) {
             (_, true) => Mode::Alone,
+            (_, false) if self.clock.failing => Mode::Failing,
             (true, false) => Mode::Together,
-            (false, false) if self.clock.failing => Mode::Failing,
             (false, false) => Mode::Waiting,
         }
     }
@@ -110,6 +114,11 @@ impl Source {
     /// When the destination was heard last.
     pub fn heard_at(&self) -> Duration {
         self.clock.heard_at
+    }
+
+    /// The destination may be away for another time from now on.
+    pub fn handle_timeout(&mut self, timeout: Duration) {
+        self.shape.policy.timeout = timeout;
     }
 
     /// Another policy holds from now on. To go on alone releases a source that waits, whatever for.
@@ -139,9 +148,8 @@ impl Source {
             // Whoever configures a destination later has to know that it lacks what is written now.
             self.superblock.alone = true;
         }
-        self.clock.alone = self.superblock.alone
-            && self.shape.mirrored
-            && self.shape.policy.on_disconnect == OnDisconnect::Continue;
+        self.clock.alone =
+            self.superblock.alone && self.shape.mirrored && self.shape.policy.on_disconnect == OnDisconnect::Continue;
     }
 
     /// What happened since the last turn happened now.
@@ -152,7 +160,11 @@ impl Source {
             clock.heard_at = now;
         }
         if self.link.is_up() {
-            clock.away_since = None;
+            // One that takes the connection and fails at once, again and again, is as good as away.
+            clock.proved |= self.acked >= self.last.seq;
+            if clock.proved {
+                clock.away_since = None;
+            }
             clock.up_since.get_or_insert(now);
         } else {
             clock.up_since = None;
@@ -166,6 +178,7 @@ impl Source {
         self.clock.heard = true;
         self.clock.ping_at = self.clock.now + self.shape.policy.timeout / PINGS;
         self.clock.up_since = None;
+        self.clock.proved = false;
     }
 
     pub(super) fn turn_mode(&mut self, effects: &mut Vec<Effect>) {
@@ -187,20 +200,19 @@ impl Source {
             }
         }
         if self.link.is_up() {
-            self.clock.failing = false;
+            self.clock.failing &= !self.clock.proved;
             self.return_if_due(effects);
-        } else {
-            if self.clock.returning {
-                self.clock.returning = false;
-                self.superblock.alone = true;
-                self.superblock_dirty = true;
-            }
-            if self.clock.away_since.is_some_and(|since| now >= since + timeout) {
-                match self.shape.policy.on_disconnect {
-                    OnDisconnect::Continue if !self.clock.held_back => self.go_alone(),
-                    OnDisconnect::Fail => self.clock.failing = !self.clock.alone,
-                    OnDisconnect::Continue | OnDisconnect::Stall => {}
-                }
+        } else if self.clock.returning {
+            self.clock.returning = false;
+            self.superblock.alone = true;
+            self.superblock_dirty = true;
+        }
+        let away = self.clock.away_since.is_some_and(|since| now >= since + timeout);
+        if away && !(self.clock.alone && self.link.is_up()) {
+            match self.shape.policy.on_disconnect {
+                OnDisconnect::Continue if !self.clock.held_back => self.go_alone(),
+                OnDisconnect::Fail => self.clock.failing = !self.clock.alone,
+                OnDisconnect::Continue | OnDisconnect::Stall => {}
             }
         }
         if self.clock.failing {
@@ -319,5 +331,4 @@ impl Source {
         // What is over already waits for something else than time.
         [silent, ping, away, hold].into_iter().flatten().filter(|at| *at > clock.now).min()
     }
-
 }

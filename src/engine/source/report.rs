@@ -75,7 +75,10 @@ impl Report {
             ),
             (_, Mode::Failing) => tracing::error!("writes fail: the destination is away ({why})"),
             (_, Mode::Together) if !std::mem::replace(&mut self.been_together, true) && before != Some(Mode::Alone) => {
-                tracing::info!("writes are stored on both sides, {:.1} s after the start", started.elapsed().as_secs_f64());
+                tracing::info!(
+                    "writes are stored on both sides, {:.1} s after the start",
+                    started.elapsed().as_secs_f64()
+                );
             }
             (before, Mode::Together) => {
                 let word = match before {

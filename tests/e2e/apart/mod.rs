@@ -10,8 +10,8 @@ mod flapping;
 mod outages;
 mod policies;
 mod promotes;
-mod starts;
 mod staging;
+mod starts;
 mod verify;
 
 use std::sync::Arc;
@@ -19,9 +19,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{
-    Client, Habits, Ledger, Load, MIB, Mirror, Plan, Proxy, assert_same, pattern,
-};
+use crate::harness::{Client, Habits, Ledger, Load, MIB, Mirror, Plan, Proxy, assert_same, pattern};
 
 /// Bytes of a volume.
 const SIZE: u64 = 64 * MIB;
@@ -109,7 +107,8 @@ impl Apart {
     #[track_caller]
     fn assert_together(&self) {
         self.mirror.source.wait_for_state("mirroring");
-        let mirror = self.mirror.destination.wait_for_mirror("fills go to the image", |mirror| mirror["phase"] == "direct");
+        let mirror =
+            self.mirror.destination.wait_for_mirror("fills go to the image", |mirror| mirror["phase"] == "direct");
         assert_eq!((&mirror["promotable"], &mirror["base_record"]), (&true.into(), &Value::Null), "{mirror:#}");
         self.mirror.source.sync();
         for (at, &size) in self.mirror.plan.sizes.iter().enumerate() {

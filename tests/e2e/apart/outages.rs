@@ -50,7 +50,8 @@ fn after_a_long_outage_changed_blocks_are_staged_under_load() {
     load.wait_for_answers(100);
     let away = apart.mirror.source.status();
     assert!(away["lacking_bytes"].as_u64() > Some(8 * MIB), "{away:#}");
-    let waiting = apart.mirror.destination.wait_for_mirror("it knows that its source is gone", |m| m["state"] == "waiting");
+    let waiting =
+        apart.mirror.destination.wait_for_mirror("it knows that its source is gone", |m| m["state"] == "waiting");
     assert_eq!(waiting["promotable"], true);
     let before = apart.proxy.carried();
     apart.proxy.set_rate(6 * MIB);
@@ -60,7 +61,10 @@ fn after_a_long_outage_changed_blocks_are_staged_under_load() {
     assert!(staging["base_record"].as_u64() < staging["held_record"].as_u64(), "{staging:#}");
     load.wait_for_answers(50);
     let under_way = apart.mirror.source.wait_for_state("resyncing");
-    assert!(super::done(&under_way) <= super::total(&under_way) && super::total(&under_way) < SIZE / 2, "{under_way:#}");
+    assert!(
+        super::done(&under_way) <= super::total(&under_way) && super::total(&under_way) < SIZE / 2,
+        "{under_way:#}"
+    );
     assert_eq!(under_way["peer"]["phase"], "direct", "as it was when they met");
     apart.proxy.set_rate(0);
     apart.mirror.source.wait_for_state("mirroring");

@@ -162,7 +162,10 @@ fn policy_and_timeout_are_changed_while_the_destination_is_away() {
     let witness = Witness::start(&apart.mirror.unix(), "vol0", STAMPED..STAMPED + MIB);
     witness.wait_for_writes(5, 0);
     let status = source.status();
-    assert_eq!((&status["policy"]["on_disconnect"], &status["policy"]["timeout_ms"]), (&"continue".into(), &3_600_000.into()));
+    assert_eq!(
+        (&status["policy"]["on_disconnect"], &status["policy"]["timeout_ms"]),
+        (&"continue".into(), &3_600_000.into())
+    );
     apart.proxy.set_open(false);
     source.wait_for_state("stalled");
     witness.wait_for_a_wait(TIMEOUT * 2);
@@ -179,7 +182,10 @@ fn policy_and_timeout_are_changed_while_the_destination_is_away() {
     source.wait_for_state("degraded");
     witness.wait_for_writes(5, 0);
     let status = source.status();
-    assert_eq!((&status["policy"]["on_disconnect"], &status["policy"]["timeout_ms"]), (&"continue".into(), &200.into()));
+    assert_eq!(
+        (&status["policy"]["on_disconnect"], &status["policy"]["timeout_ms"]),
+        (&"continue".into(), &200.into())
+    );
     source.set(&["timeout=5s"]);
     apart.join();
     source.wait_for_state("mirroring");

@@ -39,8 +39,10 @@ fn fill(folder: &Path, left_mib: u64) -> PathBuf {
 /// Waits until both sides say that there is no room, and how it is made.
 #[track_caller]
 fn assert_refused(apart: &Apart, nouns: &[&str]) -> Value {
-    let mirror =
-        apart.mirror.destination.wait_for_mirror("no room for the resync", |mirror| mirror["staging_trouble"].is_string());
+    let mirror = apart
+        .mirror
+        .destination
+        .wait_for_mirror("no room for the resync", |mirror| mirror["staging_trouble"].is_string());
     assert_says(mirror["staging_trouble"].as_str().unwrap(), nouns);
     assert_eq!((&mirror["promotable"], &mirror["phase"]), (&true.into(), &"staging".into()), "{mirror:#}");
     // The source goes on alone, and says why.
@@ -122,7 +124,8 @@ fn best_effort_goes_on_without_anything_to_promote() {
     let promotable = |promotable: bool| move |mirror: &Value| mirror["promotable"] == promotable;
     let mirror = apart.mirror.destination.wait_for_mirror("it can't be promoted any more", promotable(false));
     assert_eq!(mirror["staging_trouble"], Value::Null, "{mirror:#}");
-    let status = apart.mirror.source.wait_for_status_of("it has something to do still", |status| super::total(status) > 0);
+    let status =
+        apart.mirror.source.wait_for_status_of("it has something to do still", |status| super::total(status) > 0);
     assert_eq!(status["failover_loses"]["what"], "writes since", "as the source knew when they met: {status:#}");
     // Its state says so over a restart, and a promote is refused.
     apart.mirror.source.kill();

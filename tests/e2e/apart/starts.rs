@@ -1,7 +1,7 @@
 //! A source that starts while its destination is away.
 
 use super::{Apart, STAMPED, plan};
-use crate::harness::{Client, Witness, MIB, pattern};
+use crate::harness::{Client, MIB, Witness, pattern};
 
 #[test]
 fn a_source_that_was_in_step_waits_for_its_destination() {

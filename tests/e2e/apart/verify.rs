@@ -45,7 +45,11 @@ fn assert_finds_and_repairs(apart: &Apart) {
     for _ in 0..2 {
         // To compare changes nothing.
         let differs = found(&source.verify(&["--json"]), 5);
-        assert_eq!((&differs["differing_bytes"], &differs["repaired_bytes"]), (&bytes.into(), &0.into()), "{differs:#}");
+        assert_eq!(
+            (&differs["differing_bytes"], &differs["repaired_bytes"]),
+            (&bytes.into(), &0.into()),
+            "{differs:#}"
+        );
         assert_eq!(merged(&differs), DAMAGE);
     }
     assert_eq!(source.status()["last_verify"]["differing_bytes"], bytes);

@@ -277,7 +277,8 @@ impl Daemon {
     /// Waits until the first source's mirror at this destination satisfies a condition; returns its status.
     #[track_caller]
     pub fn wait_for_mirror(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
-        self.wait_for_status_within(STATE_PATIENCE, what, |status| condition(&status["sources"][0]))["sources"][0].take()
+        self.wait_for_status_within(STATE_PATIENCE, what, |status| condition(&status["sources"][0]))["sources"][0]
+            .take()
     }
 
     /// Waits, however busy the machine may be, until the status satisfies a condition; returns it.

@@ -57,4 +57,3 @@ fn copy_folder(from: &Path, to: &Path) {
         }
     }
 }
-
