@@ -104,7 +104,9 @@ impl Round {
 
     /// The load of this round.
     fn load(&self, site: &Site) -> Load {
-        let habits = Habits { seed: self.chance.clone().next(), largest: 64, mixed: true, rest: Duration::ZERO };
+        // A load that takes all that there is leaves hardly anything to a resync, which gives way to clients.
+        let rest = if self.run.alone { Duration::from_millis(5) } else { Duration::ZERO };
+        let habits = Habits { seed: self.chance.clone().next(), largest: 64, mixed: true, rest };
         Load::with(&site.ledger, &site.mirror.exports(), 2, habits)
     }
 }

@@ -100,7 +100,8 @@ pub struct Pair {
 
 /// Volumes with something on them, or nothing.
 fn volumes(cx: &mut Context) -> Volumes {
-    let sizes: &[usize] = cx.rng.pick(&[&[192], &[192], &[64, 64, 64], &[64, 64, 64], &[64, 256], &[5120], &[2300, 128], &[64, 20480]]);
+    let sizes: &[usize] =
+        cx.rng.pick(&[&[192], &[192], &[64, 64, 64], &[64, 64, 64], &[64, 256], &[5120], &[2300, 128], &[64, 20480]]);
     let mut base: Volumes = sizes.iter().map(|size| vec![0; *size]).collect();
     if cx.rng.chance(700) {
         for volume in &mut base {

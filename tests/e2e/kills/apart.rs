@@ -79,7 +79,7 @@ pub fn play(round: &mut Round, site: &mut Site) {
 /// Plays one round, up to the end of the mirror.
 pub fn play_to_a_promote(round: &mut Round, mut site: Site) {
     let warm_up = round.load(&site);
-    warm_up.wait_for_answers(500);
+    warm_up.wait_for_answers(200);
     warm_up.stop();
     site.mirror.assert_in_step();
     site.in_step = site.ledger.now();
