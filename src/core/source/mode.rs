@@ -10,8 +10,8 @@
 
 use super::super::policy::{Mode, OnDisconnect, Policy};
 use super::frames::release;
-use crate::canary::{Bug, sings};
 use super::{Effect, Link, Shape, Source};
+use crate::canary::{Bug, sings};
 use crate::core::half::Ticket;
 use crate::format::superblock::Superblock;
 use std::time::Duration;
@@ -66,7 +66,9 @@ impl Clock {
             alone: false,
             returning: false,
             failing: false,
-            held_back: !sings(Bug::AloneAfterStart) && !superblock.alone && (superblock.whole || superblock.lacking_since_unix_s != 0),
+            held_back: !sings(Bug::AloneAfterStart)
+                && !superblock.alone
+                && (superblock.whole || superblock.lacking_since_unix_s != 0),
             away_since: None,
             proved: false,
             up_since: None,
@@ -169,6 +171,8 @@ impl Source {
             clock.proved |= self.acked >= self.last.seq;
             if clock.proved {
                 clock.away_since = None;
+            } else {
+                clock.away_since.get_or_insert(now);
             }
             clock.up_since.get_or_insert(now);
         } else {
@@ -179,7 +183,10 @@ impl Source {
 
     /// There is a connection from now on.
     pub(super) fn clock_met(&mut self) {
-        self.clock.held_back = false;
+        if std::mem::take(&mut self.clock.held_back) {
+            // However long it was waited for: now it is there, and has the whole timeout to prove itself.
+            self.clock.away_since = None;
+        }
         self.clock.heard = true;
         self.clock.ping_at = self.clock.now + self.shape.policy.timeout / PINGS;
         self.clock.up_since = None;

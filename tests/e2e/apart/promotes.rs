@@ -185,6 +185,10 @@ fn at_random_moments_from_the_reconnect_on() {
     apart.join();
     for round in 0..6 {
         // Also within the first milliseconds, while the two settle.
+        if round % 2 == 0 {
+            let connected = |status: &serde_json::Value| status["connected"] == true;
+            apart.mirror.source.wait_for_status_of("a connection", connected);
+        }
         std::thread::sleep(chance.moment(1200));
         let status = apart.mirror.source.status();
         apart.mirror.destination.kill();

@@ -46,6 +46,31 @@ fn a_source_that_was_in_step_goes_on_when_its_destination_answers() {
 }
 
 #[test]
+fn a_source_killed_right_after_it_went_alone() {
+    // Much of what the destination holds is in the half that is open when the link is lost, and when the source dies.
+    let mut plan = plan();
+    plan.source.max_age = "1h".to_owned();
+    let mut apart = Apart::start(plan);
+    let load = apart.load();
+    load.wait_for_answers(400);
+    apart.part();
+    load.wait_for_answers(400);
+    apart.mirror.source.kill();
+    apart.mirror.source.restart();
+    // Whether it still knows that it was alone is its own matter; here the operator says so.
+    apart.mirror.source.set(&["on_disconnect=continue"]);
+    load.wait_for_answers(50);
+    apart.change(1, 24);
+    load.stop();
+    let before = apart.proxy.carried();
+    apart.join();
+    apart.mirror.source.wait_for_state("mirroring");
+    let carried = apart.proxy.carried() - before;
+    assert!((24 * MIB..40 * MIB).contains(&carried), "{carried} bytes travelled for 24 MiB and some");
+    apart.assert_together();
+}
+
+#[test]
 fn a_source_that_was_alone_goes_on_alone() {
     let mut apart = Apart::start(plan());
     apart.part();

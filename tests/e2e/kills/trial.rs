@@ -16,13 +16,13 @@ impl Drop for Folder {
 }
 
 /// Promotes a copy of the destination, which isn't running, and checks what it serves. The source may live: with its
-/// destination gone, it answers nothing.
+/// destination gone, it answers nothing, or nothing that the copy would have to hold.
 #[track_caller]
 pub fn promote_a_copy(round: &Round, site: &Site) {
     round.tell("a promote of a copy");
     let folder =
         Folder(tempfile::Builder::new().prefix("nbd-mirror-copy-").tempdir().expect("make a temporary folder"));
     let copy = PromotedCopy::of(&site.mirror.plan, folder.0.path());
-    site.ledger.check(&round.what("the images of a copy"), &copy.images());
-    site.ledger.check(&round.what("the promoted exports of a copy"), &copy.exports());
+    site.ledger.check_as_of(site.in_step, &round.what("the images of a copy"), &copy.images());
+    site.ledger.check_as_of(site.in_step, &round.what("the promoted exports of a copy"), &copy.exports());
 }

@@ -279,6 +279,22 @@ fn writes_fail_after_the_timeout_where_that_is_the_policy() {
 }
 
 #[test]
+fn a_source_that_waited_at_its_start_does_not_go_alone_when_its_destination_comes() {
+    let mut rig = Rig::of(with_policy(OnDisconnect::Continue), superblock(), Recovered::default());
+    rig.write();
+    rig.turn();
+    rig.later(TIMEOUT * 10);
+    assert!(rig.core.held_back());
+    rig.welcome(Mark::default());
+    rig.turn();
+    assert_eq!((rig.core.mode(), rig.core.held_back()), (Mode::Together, false));
+    // But for no longer than any other one that proves nothing.
+    rig.core.handle_report(Report::Pong, &mut rig.effects);
+    rig.later(TIMEOUT);
+    assert_eq!(rig.core.mode(), Mode::Alone);
+}
+
+#[test]
 fn a_source_that_was_in_step_waits_at_its_start_until_somebody_says_otherwise() {
     let mut rig = Rig::of(with_policy(OnDisconnect::Continue), superblock(), Recovered::default());
     rig.turn();
