@@ -22,6 +22,7 @@ class FioResult:
     runtime_s: float
     iops: float
     mib_s: float
+    mean_us: float
     p50_us: float
     p99_us: float
 
@@ -37,10 +38,16 @@ def raw_target(path, durable: bool) -> list[str]:
     return options + ["--sync=dsync"] if durable else options
 
 
-def command(job: Job, targets: list[list[str]], seconds: float, size_bytes: int, seed: int) -> list[str]:
-    """The fio command: the job on all targets at once, one fio job a target."""
+def command(
+    job: Job, targets: list[list[str]], seconds: float, size_bytes: int, seed: int, io_bytes: int | None = None
+) -> list[str]:
+    """The fio command: the job on all targets at once, one fio job a target.
+
+    io_bytes: it ends when so much is done, not when the time is over, and does no block twice.
+    """
     line = ["fio", "--output-format=json", "--name=global"]
-    line += ["--time_based", f"--runtime={seconds}", f"--size={size_bytes}", f"--randseed={seed}", "--thread"]
+    line += [f"--io_size={io_bytes}"] if io_bytes else ["--time_based", f"--runtime={seconds}"]
+    line += [f"--size={size_bytes}", f"--randseed={seed}", "--thread"]
     # From submission on: a submission that blocks is part of the latency, whatever the engine calls it.
     line += ["--clat_percentiles=0", "--lat_percentiles=1"]
     line += job.options()
@@ -49,10 +56,18 @@ def command(job: Job, targets: list[list[str]], seconds: float, size_bytes: int,
     return line
 
 
-def run(job: Job, targets: list[list[str]], seconds: float, size_bytes: int, seed: int) -> FioResult:
-    """Runs the job and returns its result."""
+def run(
+    job: Job,
+    targets: list[list[str]],
+    seconds: float,
+    size_bytes: int,
+    seed: int,
+    io_bytes: int | None = None,
+    prefix: list[str] | None = None,
+) -> FioResult:
+    """Runs the job and returns its result. `prefix` goes before the command."""
     process = subprocess.Popen(
-        command(job, targets, seconds, size_bytes, seed),
+        (prefix or []) + command(job, targets, seconds, size_bytes, seed, io_bytes),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -100,6 +115,7 @@ def parse(output: str) -> FioResult:
         runtime_s=max(job[way]["runtime"] for job in jobs) / 1000,
         iops=sum(job[way]["iops"] for job in jobs for way in ("read", "write")) / len(jobs),
         mib_s=sum(job[way]["bw_bytes"] for job in jobs for way in ("read", "write")) / len(jobs) / (1 << 20),
+        mean_us=max(job[way]["lat_ns"]["mean"] for job in jobs) / 1000,
         p50_us=max(percentile_us(job[way], "50.000000") for job in jobs),
         p99_us=max(percentile_us(job[way], "99.000000") for job in jobs),
     )

@@ -29,9 +29,10 @@ def serve_nbd_mirror(durability: str):
         address = f"127.0.0.1:{free_port()}"
         nbd, source_admin, destination_admin = (place.socket(name) for name in ("nbd", "source", "destination"))
         destination = folder / "destination.toml"
-        destination.write_text(destination_config(address, folder, place.image, destination_admin))
+        destination.write_text(destination_config(address, folder / "journals", place.image, destination_admin))
         source = folder / "source.toml"
-        source.write_text(source_config(durability, address, folder, place.volume, nbd, source_admin))
+        journal = folder / "source.journal"
+        source.write_text(source_config(durability, address, journal, place.volume, nbd, source_admin))
         with Crew(folder) as crew:
             crew.start("destination", daemon("destination", destination), destination_admin)
             server = crew.start("source", daemon("source", source), source_admin)
@@ -47,15 +48,25 @@ def daemon(role: str, config: Path) -> list[str]:
     return [str(BINARY), role, "--config", str(config)]
 
 
-def source_config(durability: str, address: str, folder: Path, device: Path, nbd: Path, admin: Path) -> str:
-    """source.toml. The journal keeps its default size. A destination that is lost must not make a measurement faster."""
+def source_config(
+    durability: str,
+    address: str,
+    journal: Path,
+    device: Path,
+    nbd: Path,
+    admin: Path,
+    journal_size: str | None = None,
+    timeout: str | None = None,
+) -> str:
+    """source.toml. What isn't given keeps its default."""
+    patience = f"timeout = {quoted(timeout)}\n" if timeout else ""
+    size = f"size = {quoted(journal_size)}\n" if journal_size else ""
     return f"""\
 name = "{NAME}"
 durability = "{durability}"
-on_disconnect = "stall"
-[journal]
-path = {quoted(folder / "source.journal")}
-[[volume]]
+{patience}[journal]
+path = {quoted(journal)}
+{size}[[volume]]
 name = "{EXPORT}"
 device = {quoted(device)}
 [nbd]
@@ -67,11 +78,11 @@ socket = {quoted(admin)}
 """
 
 
-def destination_config(address: str, folder: Path, image: Path, admin: Path) -> str:
+def destination_config(address: str, journals: Path, image: Path, admin: Path) -> str:
     """destination.toml."""
     return f"""\
 listen = "{address}"
-journal_dir = {quoted(folder / "journals")}
+journal_dir = {quoted(journals)}
 [[source]]
 name = "{NAME}"
 [[source.volume]]

@@ -109,12 +109,12 @@ def table(head: list[str], align: str, rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def replace_summary(page: str, summary: str) -> str:
+def replace_summary(page: str, summary: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with a new summary between its marks."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"the page needs one line {BEGIN} and, after it, one line {END}")
-    before, after = page[: page.index(BEGIN)], page[page.index(END) :]
-    return f"{before}{BEGIN}\n\n{summary.strip()}\n\n{after}"
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"the page needs one line {begin} and, after it, one line {end}")
+    before, after = page[: page.index(begin)], page[page.index(end) :]
+    return f"{before}{begin}\n\n{summary.strip()}\n\n{after}"
 
 
 def update_page(page: Path, results: Results) -> None:

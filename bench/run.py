@@ -10,6 +10,8 @@ import interrupt
 import machine
 import plot
 import report
+import resync
+import resync_report
 import tools
 from fio import FioFailed
 from jobs import JOBS, Job
@@ -19,7 +21,7 @@ from processes import ServerFailed
 from qmp import QmpError
 from results import Results
 from service import System
-from systems import PEERS, SYSTEMS
+from systems import ALWAYS, PEERS, SYSTEMS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -36,23 +38,34 @@ def main() -> int:
     tools.check(systems)
     interrupt.install()
     results = Results(about(options, systems))
+    resyncs = resync.ResyncResults(about(options, [ALWAYS]) if options.resync else {})
     interrupted = False
     try:
-        log(f"writing two files of {options.size_mib} MiB below {options.dir}")
-        with Place(options.dir, options.size_mib << 20) as place:
-            for number in range(1, options.rounds + 1):
-                run_round(number, systems, jobs, place, options, results)
+        if options.resync:
+            run_resync(options, resyncs)
+        if options.systems:
+            log(f"writing two files of {options.size_mib} MiB below {options.dir}")
+            with Place(options.dir, options.size_mib << 20) as place:
+                for number in range(1, options.rounds + 1):
+                    run_round(number, systems, jobs, place, options, results)
     except KeyboardInterrupt:
         interrupted = True
         log("interrupted: everything started is stopped and removed")
+    if resyncs.rates:
+        write(resyncs.about, "resync-", resync_report.to_markdown(resyncs), json=resync_report.to_json(resyncs))
     if results.samples:
-        write(results)
+        svg = plot.to_svg(results)
+        write(results.about, "", report.to_markdown(results), json=report.to_json(results), svg=svg)
     if interrupted:
         return 130
-    update_page(options, results)
-    for failure in results.failures:
+    if options.resync:
+        update_resyncs(options, resyncs)
+    if options.systems:
+        update_page(options, results)
+    failures = resyncs.failures + results.failures
+    for failure in failures:
         log(f"FAILED: {failure}")
-    return 1 if results.failures else 0
+    return 1 if failures else 0
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
@@ -69,14 +82,25 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         help=f"measure the systems whose name begins so; may be repeated ({names})",
     )
     parser.add_argument("--peers-only", action="store_true", help="leave nbd-mirror out")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--resync-only", action="store_true", help="only the part about resyncs, some 5 minutes")
+    part.add_argument("--no-resync", action="store_true", help="leave that part out")
     parser.add_argument("--jobs", metavar="JOB,…", help=f"of {', '.join(job.name for job in JOBS)}")
     parser.add_argument("--size-mib", type=int, default=2048, help="size of each of the two files (default 2048)")
+    parser.add_argument("--resync-mib", type=int, default=1280, help="the same for resyncs (default 1280)")
     parser.add_argument("--dir", type=Path, default=ROOT / "target", help="folder on the disk to measure on")
+    parser.add_argument(
+        "--memory-dir", type=Path, default=Path("/dev/shm"), help="folder on a tmpfs, for resyncs (default /dev/shm)"
+    )
     options = parser.parse_args(arguments)
+    # Whoever picks systems or jobs wants these.
+    picked = options.only or options.jobs or options.peers_only
+    options.resync = options.resync_only or not (options.no_resync or picked)
+    options.systems = not options.resync_only
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else 3)
     options.seconds = options.seconds or (QUICK_SECONDS if options.quick else 8)
-    if options.rounds < 1 or options.seconds < 1 or options.size_mib < 64:
-        parser.error("--rounds and --seconds must be at least 1, --size-mib at least 64")
+    if options.rounds < 1 or options.seconds < 1 or options.size_mib < 64 or options.resync_mib < 512:
+        parser.error("--rounds and --seconds must be at least 1, --size-mib at least 64, --resync-mib at least 512")
     return options
 
 
@@ -111,6 +135,7 @@ def about(options: argparse.Namespace, systems: list[System]) -> dict:
         "rounds": options.rounds,
         "seconds": options.seconds,
         "size_mib": options.size_mib,
+        "resync_mib": options.resync_mib,
         "machine": machine.describe(options.dir),
         "versions": tools.versions(systems),
     }
@@ -136,6 +161,22 @@ def run_round(
             log(f"FAILED: {results.failures[-1]}")
 
 
+def run_resync(options: argparse.Namespace, results: resync.ResyncResults) -> None:
+    """The part about resyncs."""
+    log(f"resync: writing two files of {options.resync_mib} MiB below {options.dir}")
+    with Place(options.dir, options.resync_mib << 20) as place, resync.Memory(options.memory_dir) as memory:
+        if memory is None:
+            results.failures.append(f"{options.memory_dir} is no folder in memory that takes O_DIRECT (tmpfs, Linux 6.6)")
+        for number in range(1, options.rounds + 1):
+            try:
+                for result in resync.run_round(number, place, memory):
+                    results.add(result)
+                    log(f"round {number} {result}")
+            except (ServerFailed, FioFailed) as failure:
+                results.failures.append(f"resync, round {number}: {failure}")
+                log(f"FAILED: {results.failures[-1]}")
+
+
 def line(result: Sample | Idle) -> str:
     """A result in the running log."""
     if isinstance(result, Sample):
@@ -143,20 +184,24 @@ def line(result: Sample | Idle) -> str:
     return f"{result.system:24} idle               {result.cpu_us_per_s:10,.0f} µs of CPU a second"
 
 
-def write(results: Results) -> None:
-    """The table on stdout, and all three forms under bench/results/."""
+def write(about: dict, part: str, markdown: str, **others: str) -> None:
+    """The table on stdout, and all forms under bench/results/."""
     RESULTS.mkdir(exist_ok=True)
-    stem = results.about["started"].replace(":", "").replace("+0000", "Z")
-    markdown = report.to_markdown(results)
+    stem = part + about["started"].replace(":", "").replace("+0000", "Z")
     print(markdown)
-    for ending, content in (
-        ("md", markdown),
-        ("json", report.to_json(results)),
-        ("svg", plot.to_svg(results)),
-    ):
+    for ending, content in {"md": markdown, **others}.items():
         path = RESULTS / f"{stem}.{ending}"
         path.write_text(content)
         log(f"wrote {path.relative_to(ROOT)}")
+
+
+def update_resyncs(options: argparse.Namespace, results: resync.ResyncResults) -> None:
+    """The page gets complete runs only."""
+    if options.rounds < MIN_ROUNDS_FOR_PAGE or results.failures:
+        log(f"{PAGE.relative_to(ROOT)} keeps what it says of resyncs: that takes 3 rounds or more, without a failure")
+        return
+    resync_report.update_page(PAGE, results)
+    log(f"updated what {PAGE.relative_to(ROOT)} says of resyncs")
 
 
 def update_page(options: argparse.Namespace, results: Results) -> None:

@@ -24,7 +24,7 @@ def fio_job(way: str, ios: int, iops: float, p99_ns: int = 9000, error: int = 0)
         "iops": iops,
         "bw_bytes": int(iops * 4096),
         "runtime": 2000,
-        "lat_ns": {"percentile": {"50.000000": 5000, "99.000000": p99_ns}},
+        "lat_ns": {"mean": 6000.0, "percentile": {"50.000000": 5000, "99.000000": p99_ns}},
     }
     return job
 
@@ -48,7 +48,7 @@ class Fio(unittest.TestCase):
 
     def test_reads_alone_have_their_own_percentiles(self):
         result = fio.parse(fio_output(fio_job("read", 10, 5.0)))
-        self.assertEqual((result.p50_us, result.runtime_s), (5.0, 2.0))
+        self.assertEqual((result.mean_us, result.p50_us, result.runtime_s), (6.0, 5.0, 2.0))
 
     def test_an_error_of_fio_is_told(self):
         with self.assertRaisesRegex(fio.FioFailed, "error 5"):
@@ -65,6 +65,11 @@ class Fio(unittest.TestCase):
         self.assertLess(line.index("--rwmixread=70"), line.index("--name=target0"))
         self.assertEqual(line[line.index("--name=target1") + 1], "--filename=b")
         self.assertIn("--fsync=1", fio.command(WRITE_1_FSYNC, [[]], 8, 4096, seed=1))
+
+    def test_a_job_of_so_many_bytes_has_no_time(self):
+        line = fio.command(WRITE_1_FSYNC, [[]], 8, 4096, seed=1, io_bytes=1024)
+        self.assertIn("--io_size=1024", line)
+        self.assertFalse([option for option in line if option.startswith(("--time", "--runtime"))])
 
 
 class Proc(unittest.TestCase):

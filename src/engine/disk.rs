@@ -247,6 +247,18 @@ impl Disk {
         Ok(([block(0), block(1)], bytes.iter().all(|byte| *byte == 0)))
     }
 
+    /// Whether a range is a hole. Where its data end isn't asked for: on some file systems that takes the longer the more
+    /// data there are.
+    pub fn is_hole(&self, offset: u64, length: u64) -> bool {
+        if self.is_device {
+            return false;
+        }
+        match nix::unistd::lseek(&*self.file, offset as i64, nix::unistd::Whence::SeekData) {
+            Err(error) => error == nix::Error::ENXIO,
+            Ok(data) => data as u64 >= offset + length,
+        }
+    }
+
     /// How many bytes from `offset` on are a hole (up to `limit`), and how many are data where none are.
     pub fn extent(&self, offset: u64, limit: u64) -> Extent {
         if self.is_device {

@@ -5,7 +5,6 @@ use crate::core::Place;
 use crate::core::copy::{Purpose, Window};
 use crate::core::half::{Entry, Ticket};
 use crate::core::index::Found;
-use crate::engine::disk::Extent;
 use crate::engine::sums;
 use crate::format::checksum::crc32c;
 use crate::format::frame::{Kind, RECORD_COPY, Record, padded};
@@ -88,7 +87,7 @@ impl Engine {
         let zero = segments.iter().all(|segment| match segment.found {
             Found::Memory(_) => false,
             Found::Zeros => true,
-            Found::Device => disk.extent(segment.offset, segment.length) == Extent::Hole(segment.length),
+            Found::Device => disk.is_hole(segment.offset, segment.length),
         });
         self.segments = segments;
         zero
