@@ -9,7 +9,6 @@ use super::super::copy::{Copier, Purpose, Window};
 use super::super::grains::Grains;
 use super::super::half::{Entry, State, Ticket};
 use super::frames::release;
-use crate::canary::{Bug, sings};
 use super::{Effect, Headers, Resync, Source};
 use crate::format::frame::{Kind, RECORD_COPY, Record, padded};
 use crate::format::ids::Mark;
@@ -150,7 +149,6 @@ impl Source {
                 let range = (volume, offset, offset + length);
                 match sent {
                     Some(_) => self.halves[self.open.half()].copied.push(range),
-                    None if sings(Bug::CleanEqual) => self.dirty.unmark(volume, offset..offset + length),
                     None => self.equal.push(range),
                 }
             }
