@@ -222,6 +222,7 @@ impl Pair {
                     Event::Promote if self.promoting => 100,
                     Event::Time if self.outage > 0 => 10 * self.weights[index],
                     // What lasts only a moment is disturbed the more.
+                    Event::Promote if phase == Some(Phase::Draining) => 60 * self.weights[index],
                     Event::CrashMirror | Event::Promote | Event::GhostPromote if fleeting => 10 * self.weights[index],
                     Event::CrashSource | Event::Cut if staging => 3 * self.weights[index],
                     _ => self.weights[index],

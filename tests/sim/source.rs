@@ -1,5 +1,8 @@
 //! Drives a source's core as the engine does, on disks that fail: start, completions, effects, clients' reads.
 
+mod copies;
+mod reads;
+
 use crate::arena::Arena;
 use crate::content::{BLOCK, SECTOR, Shelf, Vault, Word, crc};
 use crate::context::Context;
@@ -7,22 +10,23 @@ use crate::disk::{Crash, Disk, Ended, Faults, Io};
 use crate::link::{Link, Message};
 use crate::model::Model;
 use crate::rare::Rare;
-use nbd_mirror::core::copy::{Purpose, Window};
+use copies::Copying;
+use nbd_mirror::core::copy::Purpose;
 use nbd_mirror::core::dirty::{self, Dirty};
 use nbd_mirror::core::half::{Entry, State, Ticket};
-use nbd_mirror::core::index::{Action, Found, Segment};
+use nbd_mirror::core::index::Action;
 use nbd_mirror::core::policy::{Mode, OnDisconnect, Policy};
 use nbd_mirror::core::recovery::{self, Halves as _, Recovered};
 use nbd_mirror::core::source::{Effect, FrameId, Headers, Resync, Send, Shape, Source};
 use nbd_mirror::core::{Durability, Place};
 use nbd_mirror::format::block::Block;
-use nbd_mirror::format::frame::{Header, Kind, RECORD_COPY, Record};
+use nbd_mirror::format::frame::{Header, Kind, Record};
 use nbd_mirror::format::superblock::{Role, Superblock};
-use nbd_mirror::format::wire::{Report, Signal, Sum, Verdict};
+use nbd_mirror::format::wire::{Report, Signal, Verdict};
 use nbd_mirror::limits::{
-    BLOCK_BYTES, CHUNK_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_WAITING_BYTES, MAX_WAITING_RECORDS, RECEIVE_MEMORY_BYTES,
-    SUM_GRAIN_BYTES,
+    BLOCK_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_WAITING_BYTES, MAX_WAITING_RECORDS, RECEIVE_MEMORY_BYTES,
 };
+use reads::ClientRead;
 use std::time::Duration;
 
 /// Places of disks in a machine's list: two halves, both superblock copies, the dirty bitmap or the staging log, then the
@@ -50,43 +54,6 @@ pub enum Op {
     VolumeSync(u16),
     Copy(usize),
     Read(usize),
-}
-
-/// A range that is being read: what came from memory, and what the device has still to give.
-#[derive(Debug)]
-struct Reading {
-    volume: u16,
-    start: usize,
-    words: Vec<Word>,
-    segments: Vec<Segment>,
-}
-
-/// What is done with a part of a window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Equal,
-    Zero,
-    Data,
-}
-
-/// A window on its way: it needs what was read, and the destination's answer where it was asked for.
-#[derive(Debug)]
-struct Copying {
-    number: usize,
-    window: Window,
-    reading: Reading,
-    read: bool,
-    sums: Option<Vec<Sum>>,
-    /// The connection over which it was asked for is gone.
-    dropped: bool,
-}
-
-/// A client's read, with what the model said when it began.
-#[derive(Debug)]
-struct ClientRead {
-    reading: Reading,
-    then: Vec<Word>,
-    moment: usize,
 }
 
 pub struct SourceNode {
@@ -400,19 +367,6 @@ impl SourceNode {
         waiting.into_iter().for_each(|number| self.copy_part_done(number, cx));
     }
 
-    /// The destination's answer to a question.
-    fn answered(&mut self, id: u64, sums: Vec<Sum>, cx: &mut Context) {
-        let asked = |copying: &&mut Copying| copying.number as u64 == id && !copying.dropped && copying.window.asked;
-        let copying = self.copying.iter_mut().find(asked).expect("an answer to a question that wasn't asked");
-        assert_eq!(sums.len() as u64, copying.window.length.div_ceil(SUM_GRAIN_BYTES), "an answer's length");
-        assert!(copying.sums.is_none(), "a question is answered twice");
-        let unknown = sums.contains(&Sum::default());
-        cx.met.count_if(unknown, Rare::SumUnknown);
-        self.verify_unknown |= unknown;
-        copying.sums = Some(sums);
-        self.copy_part_done(id as usize, cx);
-    }
-
     /// Another policy holds from now on.
     pub fn set_policy(&mut self, policy: Policy, cx: &mut Context) {
         let Some(core) = &mut self.core else { return };
@@ -604,138 +558,6 @@ impl SourceNode {
             let disk = VOLUMES + usize::from(op.volume);
             self.io.write(Op::Flush, disk, op.run.offset as usize / SECTOR, words, false);
         }
-    }
-
-    fn pump_copies(&mut self, cx: &mut Context) -> bool {
-        let mut started = false;
-        while let Some((number, window)) = self.core.as_mut().and_then(Source::next_copy) {
-            let reading = self.begin_read(window.volume, window.offset, window.length);
-            let number_and_offset = (number, window.offset);
-            cx.met.count_if(self.windows.contains(&number_and_offset), Rare::WindowReadAgain);
-            cx.met.count_if(!window.asked, Rare::WindowUnasked);
-            self.windows.push(number_and_offset);
-            self.copying.push(Copying { number, window, reading, read: false, sums: None, dropped: false });
-            self.io.read(Op::Copy(number));
-            started = true;
-        }
-        started
-    }
-
-    /// A window that is read, and answered for where it was asked for, is compared: what differs becomes records.
-    fn copy_part_done(&mut self, number: usize, cx: &mut Context) {
-        let ready = |copying: &Copying| {
-            let answered = !copying.window.asked || copying.sums.is_some() || copying.dropped;
-            copying.number == number && copying.read && answered
-        };
-        let Some(at) = self.copying.iter().position(ready) else { return };
-        let Copying { window, mut reading, sums, dropped, .. } = self.copying.swap_remove(at);
-        if dropped {
-            return cx.met.count(Rare::WindowOfAnEarlierCopy);
-        }
-        self.end_read(&mut reading);
-        let core = self.core.as_ref().expect("a source that is up");
-        let resync = core.copier().is_some_and(|copier| copier.purpose() == Purpose::Resync);
-        let send = core.copier().is_some_and(|copier| copier.purpose() != Purpose::Verify { repair: false });
-        let (mut entries, mut differing): (Vec<Entry>, Vec<(u64, u64)>) = (Vec::new(), Vec::new());
-        for (index, piece) in reading.words.chunks(CHUNK_BYTES / SECTOR).enumerate() {
-            // Runs of blocks that are alike: equal on both sides, zeros, or data.
-            let mut runs: Vec<(Part, std::ops::Range<usize>)> = Vec::new();
-            for (block, words) in piece.chunks(BLOCK).enumerate() {
-                let number = index * (CHUNK_BYTES / BLOCK_BYTES) + block;
-                let part = match &sums {
-                    Some(theirs) if theirs[number] == crate::content::sum(words) => Part::Equal,
-                    _ if words.iter().all(|word| *word == 0) => Part::Zero,
-                    _ => Part::Data,
-                };
-                let (from, to) = (block * BLOCK, block * BLOCK + words.len());
-                match runs.last_mut() {
-                    Some((last, run)) if *last == part => run.end = to,
-                    _ => runs.push((part, from..to)),
-                }
-            }
-            for (part, run) in runs {
-                let offset = window.offset + (index * CHUNK_BYTES + run.start * SECTOR) as u64;
-                let length = (run.len() * SECTOR) as u64;
-                if part == Part::Equal {
-                    cx.met.count_if(resync, Rare::BlocksEqual);
-                    continue;
-                }
-                match differing.last_mut() {
-                    Some((start, bytes)) if *start + *bytes == offset => *bytes += length,
-                    _ => differing.push((offset, length)),
-                }
-                if !send {
-                    continue;
-                }
-                let zero = part == Part::Zero;
-                let words = &piece[run];
-                let record = Record {
-                    volume: window.volume,
-                    kind: if zero { Kind::Trim } else { Kind::Write },
-                    flags: RECORD_COPY,
-                    offset,
-                    length: length as u32,
-                    checksum: if zero { 0 } else { crc(words) },
-                };
-                let place = if zero { Place(0) } else { self.arena.store(words) };
-                entries.push(Entry { record, place, ticket: Ticket::NONE });
-            }
-        }
-        let core = self.core.as_mut().expect("a source that is up");
-        core.handle_copied(number, entries, differing, &mut self.effects);
-    }
-
-    /// What is in memory is taken at once, what is on the device is read later.
-    fn begin_read(&self, volume: u16, offset: u64, length: u64) -> Reading {
-        let core = self.core.as_ref().expect("a source that is up");
-        let mut segments = Vec::new();
-        core.read(volume, offset..offset + length, &mut segments);
-        let mut words = Vec::with_capacity(length as usize / SECTOR);
-        for segment in &segments {
-            match segment.found {
-                Found::Memory(place) => self.arena.read(place, segment.length, &mut words),
-                Found::Zeros | Found::Device => words.resize(words.len() + segment.length as usize / SECTOR, 0),
-            }
-        }
-        Reading { volume, start: offset as usize / SECTOR, words, segments }
-    }
-
-    fn end_read(&self, reading: &mut Reading) {
-        let device = self.io.disks[VOLUMES + usize::from(reading.volume)].words();
-        for segment in reading.segments.iter().filter(|segment| segment.found == Found::Device) {
-            let (from, count) = (segment.offset as usize / SECTOR, segment.length as usize / SECTOR);
-            let at = from - reading.start;
-            reading.words[at..at + count].copy_from_slice(&device[from..from + count]);
-        }
-    }
-
-    /// A client reads; what it gets is checked when the device has answered.
-    pub fn read(&mut self, volume: u16, offset: u64, length: u64, model: &Model, cx: &mut Context) {
-        let reading = self.begin_read(volume, offset, length);
-        let then = model.now[usize::from(volume)][reading.start..reading.start + reading.words.len()].to_vec();
-        let device = reading.segments.iter().any(|segment| segment.found == Found::Device);
-        let read = ClientRead { reading, then, moment: model.moment() };
-        if !device {
-            return self.check_read(read, model, cx);
-        }
-        let flushing = self.core.as_ref().is_some_and(|core| core.flushes_under_way() > 0);
-        cx.met.count_if(flushing, Rare::ReadDuringFlush);
-        let free = self.reads.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.reads.push(None);
-            self.reads.len() - 1
-        });
-        self.reads[free] = Some(read);
-        self.io.read(Op::Read(free));
-    }
-
-    fn check_read(&self, mut read: ClientRead, model: &Model, cx: &Context) {
-        self.end_read(&mut read.reading);
-        let Reading { volume, start, words, .. } = &read.reading;
-        for (index, (word, then)) in words.iter().zip(&read.then).enumerate() {
-            let right = word == then || model.allows(*word, *then, read.moment, usize::from(*volume), start + index);
-            assert!(right, "a read of sector {} of volume {volume} isn't what was answered last", start + index);
-        }
-        cx.reads.set(cx.reads.get() + 1);
     }
 
     /// A client's record arrives, its payload in memory.

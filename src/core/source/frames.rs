@@ -217,6 +217,11 @@ impl Source {
     /// Commits what both sides have, or what this one has while it is alone, in order.
     pub(super) fn commit(&mut self, effects: &mut Vec<Effect>) {
         let elsewhere = self.shape.mirrored && !self.clock.alone;
+        // As long as a start would take this source for alone, nothing may be answered as by both: the destination could
+        // be promoted, and that start knew nothing of it.
+        if elsewhere && !self.is_together() {
+            return;
+        }
         while let Some(flight) = self.flights.front() {
             let here = flight.written && (!flight.sync || self.synced >= flight.last);
             let acked = self.acked >= flight.last;

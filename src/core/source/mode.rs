@@ -113,6 +113,11 @@ impl Source {
         self.link.is_up() && self.clock.proved
     }
 
+    /// Whether it is durable that this source isn't alone.
+    pub(super) fn is_together(&self) -> bool {
+        !self.superblock.alone && !self.clock.returning
+    }
+
     /// Whether new writes are to be refused with an error.
     pub fn failing(&self) -> bool {
         self.clock.failing

@@ -157,10 +157,6 @@ impl Source {
             let done = copier.handle_done(number, &differing, sent);
             if let Some((volume, offset, length)) = done.filter(|_| resync) {
                 let range = (volume, offset, offset + length);
-                if sent.is_none() && sings(Bug::CleanEqual) {
-                    self.dirty.unmark(volume, offset..offset + length);
-                    continue;
-                }
                 let ranges = match sent {
                     Some(_) => &mut self.halves[self.open.half()].copied,
                     None => &mut self.equal,
