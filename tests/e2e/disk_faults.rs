@@ -219,13 +219,14 @@ fn a_volume_that_can_not_be_read_for_its_first_copy() {
     near.settle();
     near.inject(fails(Operation::Read, "/vol1.volume", Errno::EIO).within(5 * MIB..6 * MIB));
     let destination = Daemon::destination(&plan.destination);
-    let mut source = Daemon::unstarted_source(&plan.source);
-    source.spawn(&[]);
-    let ended = source.wait_for_end();
-    assert!(ended.code().is_some_and(|code| code != 0), "ended with {ended}");
+    let source = Daemon::source(&plan.source);
+    // It goes on serving clients, and says what keeps it from mirroring.
+    source.wait_for_status("why it isn't mirroring", |status| {
+        status["whole"] == false && status["reason"].as_str().is_some_and(|reason| reason.contains("can't be read"))
+    });
     assert_logged(&source, "resync", "/vol1.volume", Errno::EIO);
+    assert!(Client::go(&Endpoint::Unix(plan.source.unix()), "vol1").unwrap().read(0, 4096).is_ok());
     near.heal();
-    source.restart();
     Mirror { source, destination, plan }.assert_in_step();
 }
 

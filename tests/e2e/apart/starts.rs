@@ -32,12 +32,16 @@ fn a_source_that_was_in_step_waits_for_its_destination() {
 
 #[test]
 fn a_source_that_was_in_step_goes_on_when_its_destination_answers() {
-    let mut apart = Apart::start(plan());
+    let mut plan = plan();
+    // A busy machine must be able to store a write within it.
+    plan.source.timeout = "4s".to_owned();
+    let mut apart = Apart::start(plan);
     apart.mirror.source.kill();
     apart.mirror.destination.kill();
     apart.mirror.source.restart();
     let witness = Witness::start(&apart.mirror.unix(), "vol0", STAMPED..STAMPED + MIB);
-    witness.wait_for_a_wait(super::TIMEOUT * 2);
+    // For longer than the timeout.
+    witness.wait_for_a_wait(std::time::Duration::from_secs(5));
     apart.mirror.destination.restart();
     witness.wait_for_writes(20, 0);
     witness.stop();
