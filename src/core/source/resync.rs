@@ -10,7 +10,6 @@ use super::super::grains::Grains;
 use super::super::half::{Entry, State, Ticket};
 use super::frames::release;
 use super::{Effect, Headers, Resync, Source};
-use crate::canary::{Bug, sings};
 use crate::format::frame::{Kind, RECORD_COPY, Record, padded};
 use crate::format::ids::Mark;
 use crate::limits::{BLOCK_BYTES, MAX_COPY_WINDOWS, MAX_FRAMES_IN_FLIGHT, MAX_KNOWN_MARKS, MAX_RECORDS_PER_FRAME};
