@@ -143,7 +143,7 @@ fn reads_go_on_while_many_megabytes_of_writes_wait() {
     let mut reader = Client::go(&apart.mirror.unix(), "vol0").unwrap();
     for at in 0..200 {
         let old = reader.read(STAMPED + at % 40 * MIB, 65_536).expect("a read while writes wait");
-        assert!(old == pattern(1 << 32 | at % 40, 65_536), "a read saw what was never answered, at {at} MiB");
+        assert!(old == pattern((1 << 32) | (at % 40), 65_536), "a read saw what was never answered, at {at} MiB");
     }
     assert!(writers.iter().all(|writer| !writer.is_finished()), "the writes should wait");
     apart.join();
