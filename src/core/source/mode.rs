@@ -219,6 +219,7 @@ impl Source {
         if self.link.is_up() {
             self.clock.failing &= !self.clock.proved;
             self.return_if_due(effects);
+            self.settle_lack();
         } else if self.clock.returning {
             self.clock.returning = false;
             self.superblock.alone = true;
@@ -274,9 +275,7 @@ impl Source {
 
     /// Waits for the destination again once it has caught up and the connection has held for a while.
     fn return_if_due(&mut self, effects: &mut Vec<Effect>) {
-        let caught_up = self.sends_newest() && self.last.seq.0 - self.acked.0.min(self.last.seq.0) <= CAUGHT_UP;
-        let apart = self.superblock.alone || self.clock.returning;
-        if !apart || !caught_up {
+        if self.is_together() {
             return;
         }
         if self.clock.returning {
@@ -287,19 +286,21 @@ impl Source {
             }
             return;
         }
+        let caught_up = self.sends_newest() && self.last.seq.0 - self.acked.0.min(self.last.seq.0) <= CAUGHT_UP;
         let held = self.clock.up_since.is_some_and(|since| self.clock.now >= since + self.hold());
-        if held || !self.clock.alone {
+        // By another policy writes wait already.
+        if !self.clock.alone || (caught_up && held) {
             self.clock.returning = true;
             self.superblock.alone = false;
             self.superblock_dirty = true;
-            self.settle_lack();
             self.write_superblock(effects);
         }
     }
 
-    /// The destination lacks nothing any more that was answered, once it has a whole copy and is waited for.
+    /// The destination lacks nothing any more that was answered, once it has a whole copy, has caught up and is waited for.
     pub(super) fn settle_lack(&mut self) {
-        if self.superblock.whole && !self.superblock.alone && self.superblock.lacking_since_unix_s != 0 {
+        let has_all = self.link.is_up() && self.superblock.whole && self.acked >= self.committed;
+        if has_all && self.is_together() && self.superblock.lacking_since_unix_s != 0 {
             self.superblock.lacking_since_unix_s = 0;
             self.superblock_dirty = true;
         }
