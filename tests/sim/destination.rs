@@ -307,11 +307,19 @@ impl DestinationNode {
                     }
                 }
             },
-            Message::Signal(signal) => self.signal(signal, cx),
+            Message::Signal(signal) => {
+                if cx.trace {
+                    eprintln!("{:>25} {signal:?}", "signal");
+                }
+                self.signal(signal, cx);
+            }
             Message::Frame(words) => {
                 let outcome = self.frame(&words, words.len(), &cx.vault);
                 if let Err(reason) = outcome {
-                    assert!(cx.rotten_frames > 0, "a frame is refused: {reason}");
+                    let core = self.core.as_ref().expect("it is up");
+                    // Where the log takes no more, it may be known before the connection is closed.
+                    let refused = cx.rotten_frames > 0 || core.staging_trouble().is_some();
+                    assert!(refused, "a frame is refused: {reason}; stored {}", core.stored());
                     cx.met.count(Rare::DamageOnTheWay);
                     self.core.as_mut().expect("it is up").handle_disconnected();
                     link.closed_by_destination();

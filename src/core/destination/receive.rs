@@ -79,7 +79,7 @@ impl Destination {
     pub fn admit(&self, header: &Header) -> Result<(), String> {
         let ours = &self.superblock;
         if !self.resumed {
-            return Err("a frame before the source resumed".into());
+            return Err(self.staging_trouble().unwrap_or_else(|| "a frame before the source resumed".into()));
         }
         if header.epoch != ours.epoch {
             return Err(format!("a frame of epoch {}, this is epoch {}", header.epoch, ours.epoch));

@@ -166,7 +166,7 @@ impl Destination {
                 self.log.trouble = Some(trouble.clone());
                 if self.restarting.take().is_some() {
                     // Nothing was stored behind it, nor is what has come since.
-                    self.starting_over = false;
+                    (self.resumed, self.starting_over) = (false, false);
                     self.begin_from(self.superblock.clean);
                     self.pending.clear();
                     self.forget_unhanded();
