@@ -311,7 +311,10 @@ impl DestinationNode {
                 if cx.trace {
                     eprintln!("{:>25} {signal:?}", "signal");
                 }
-                self.signal(signal, cx);
+                if !self.signal(signal, cx) {
+                    self.core.as_mut().expect("it is up").handle_disconnected();
+                    link.closed_by_destination();
+                }
             }
             Message::Frame(words) => {
                 let outcome = self.frame(&words, words.len(), &cx.vault);
@@ -334,7 +337,8 @@ impl DestinationNode {
         }
     }
 
-    fn signal(&mut self, signal: Signal, cx: &mut Context) {
+    /// False: the staging log takes no more, and the connection is to be closed.
+    fn signal(&mut self, signal: Signal, cx: &mut Context) -> bool {
         let core = self.core.as_mut().expect("it is up");
         let (memory, source) = (&self.memory, core.superblock().source);
         let shelf = Shelf { halves: [&memory[0], &memory[1]], vault: &cx.vault };
@@ -346,7 +350,10 @@ impl DestinationNode {
         let applied = core.superblock().clean.fill;
         let ahead = matches!(signal, Signal::Resume { common, .. } if common != core.stored());
         let outcome = core.handle_signal(signal, &mut rescan, &mut self.effects);
-        outcome.unwrap_or_else(|reason| panic!("the destination hangs up at {signal:?}: {reason}"));
+        if let Err(reason) = outcome {
+            assert!(core.staging_trouble().is_some(), "the destination hangs up at {signal:?}: {reason}");
+            return false;
+        }
         match signal {
             Signal::Resume { .. } | Signal::Settle { .. } => {
                 self.settling = matches!(signal, Signal::Settle { .. });
@@ -357,6 +364,7 @@ impl DestinationNode {
             Signal::Sync { last, .. } => cx.met.count_if(last.fill <= applied, Rare::SignalAgain),
             Signal::Ping { .. } | Signal::Ask { .. } => {}
         }
+        true
     }
 
     /// A frame of which so many sectors arrive.

@@ -36,7 +36,7 @@ fn promote_copy(
     cx: &mut Context,
 ) -> Option<Phase> {
     let core = mirror.core.as_ref().expect("a mirror that is up");
-    let lost = lost && !(core.promotable() && model.complete_there(core.stored().digest));
+    let lost = lost && !(core.promotable() && model.complete_there(core.base().unwrap_or(core.stored()).digest));
     let promotable = core.promotable();
     let mut ghost = mirror.ghost();
     ghost.io.crash(how, &mut cx.rng);

@@ -257,7 +257,9 @@ impl Pair {
         // What is acknowledged may still be on its way to the source.
         let told = self.promoted.is_none() && self.link.to_source.is_empty();
         let core = self.mirror.core.as_ref();
-        told && core.is_some_and(|core| core.promotable() && self.model.complete_there(core.stored().digest))
+        told && core.is_some_and(|core| {
+            core.promotable() && self.model.complete_there(core.base().unwrap_or(core.stored()).digest)
+        })
     }
 
     fn happens(&mut self, event: Event, how: Crash, calm: bool, cx: &mut Context) -> usize {

@@ -63,7 +63,7 @@ impl Destination {
             Signal::Settle { common } => self.settle(common, rescan, effects),
             Signal::Restart { at } => self.restart(at, effects),
             Signal::Sync { .. } | Signal::Ask { .. } if !self.resumed => {
-                Err("the source signals before it resumed".into())
+                Err(self.staging_trouble().unwrap_or_else(|| "the source signals before it resumed".into()))
             }
             Signal::Sync { last, whole } => self.seal(last, whole, effects),
             Signal::Ask { id, volume, offset, length } => self.ask(id, volume, offset, length),
