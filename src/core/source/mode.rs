@@ -258,7 +258,8 @@ impl Source {
     fn return_if_due(&mut self, effects: &mut Vec<Effect>) {
         let caught_up = self.sends_newest() && self.last.seq.0 - self.acked.0.min(self.last.seq.0) <= CAUGHT_UP;
         let apart = self.superblock.alone || self.clock.returning;
-        if !apart || !caught_up {
+        // One that stores nothing is as good as away: it would be left behind again at once.
+        if !apart || !caught_up || !self.clock.proved {
             return;
         }
         if self.clock.returning {
