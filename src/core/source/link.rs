@@ -52,6 +52,11 @@ impl Link {
         matches!(self, Link::Up { .. })
     }
 
+    /// Whether the order will begin anew, and the destination wasn't told yet.
+    fn begins_anew(&self) -> bool {
+        matches!(self, Link::Settling { .. } | Link::Up { first: Some(First::Restart), .. })
+    }
+
     /// Whether nothing can be sent before the dirty bitmap is stored.
     pub(super) fn waits_for_map(&self) -> bool {
         matches!(self, Link::Up { first: Some(First::Restart), .. })
@@ -178,6 +183,10 @@ impl Source {
     pub fn handle_report(&mut self, report: Report, effects: &mut Vec<Effect>) {
         self.clock.heard = true;
         match report {
+            // Neither goes before the word that tells it where the order begins: it may be about what is there no more.
+            Report::Stored(_) | Report::Applied(_) if self.link.begins_anew() => effects.push(Effect::ClosePeer(
+                "the destination says what it holds though the order has yet to begin anew".into(),
+            )),
             Report::Stored(seq) if seq > self.last.seq => {
                 effects.push(Effect::ClosePeer(format!(
                     "the destination acknowledges record {seq}, which was never sent"
@@ -232,6 +241,8 @@ impl Source {
         if !self.fenced() {
             self.superblock.fenced_by = epoch;
             self.superblock_dirty = true;
+            // It waits for no bitmap: nothing is copied from here any more.
+            self.map_first = false;
             self.write_superblock(effects);
         }
         self.link = Link::Down;

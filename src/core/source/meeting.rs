@@ -130,7 +130,8 @@ impl Source {
             self.forget_whole();
         }
         // What it had applied it may have lost: then it is told again.
-        for half in self.halves.iter_mut().filter(|half| half.last.seq > welcome.applied.seq) {
+        let has = welcome.applied;
+        for half in self.halves.iter_mut().filter(|half| half.last.seq > has.seq || half.fill > has.fill) {
             half.applied = false;
         }
         self.handle_applied(welcome.applied, effects);
@@ -158,7 +159,8 @@ impl Source {
     /// The order will begin anew, once the destination has applied what it holds.
     fn settle(&mut self, common: Mark, effects: &mut Vec<Effect>) {
         self.drop_copy(effects);
-        // Whatever it had, it goes back to that boundary.
+        // Whatever it had, it goes back to that boundary: what it acknowledged beyond counts for nothing any more.
+        self.acked = self.acked.min(common.seq);
         self.equal.clear();
         self.whole_from = None;
         for half in &mut self.halves {

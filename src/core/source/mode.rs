@@ -288,8 +288,9 @@ impl Source {
         }
         let caught_up = self.sends_newest() && self.last.seq.0 - self.acked.0.min(self.last.seq.0) <= CAUGHT_UP;
         let held = self.clock.up_since.is_some_and(|since| self.clock.now >= since + self.hold());
-        // By another policy writes wait already.
-        if !self.clock.alone || (caught_up && held) {
+        // One that stores nothing is as good as away: it would be left behind again at once. By another policy writes wait
+        // already.
+        if !self.clock.alone || (caught_up && held && self.clock.proved) {
             self.clock.returning = true;
             self.superblock.alone = false;
             self.superblock_dirty = true;

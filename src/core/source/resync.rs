@@ -219,7 +219,9 @@ impl Source {
         halves.sort_by_key(|half| half.fill);
         let mut marks: Vec<Mark> = Vec::new();
         for half in halves {
-            let frames: Vec<Mark> = half.frames.iter().map(|frame| frame.mark).filter(is_new).collect();
+            // The half before may not be given free yet; what it changed isn't marked where the destination had it.
+            let behind = |mark: &Mark| mark.seq > clean.seq && is_new(mark);
+            let frames: Vec<Mark> = half.frames.iter().map(|frame| frame.mark).filter(behind).collect();
             // The newest ones, then ever fewer of the older ones; the end of a complete fill is among the first. And those
             // that followed the last acknowledgement: the destination holds that one, and mostly few behind it. Should it
             // have to go back beyond what it was told to be stable on both sides, it wouldn't.
