@@ -321,6 +321,10 @@ impl Engine {
                 // Nobody may be waiting any more.
                 let _ = done.send(());
             }
+            // One that has ended in this turn hasn't been told yet.
+            SourceCommand::Verify { done, .. } if self.report.verifies() => {
+                drop(done.send(Err("a verify is under way already".into())));
+            }
             SourceCommand::Verify { repair, done } => match self.core.handle_verify(repair) {
                 Ok(()) => self.report.begin_verify(repair, done),
                 Err(reason) => drop(done.send(Err(reason.into()))),

@@ -133,6 +133,11 @@ impl Report {
         self.verify = Some((repair, done));
     }
 
+    /// Whether somebody waits for a verify.
+    pub fn verifies(&self) -> bool {
+        self.verify.is_some()
+    }
+
     /// It is over.
     pub fn verified(&mut self, outcome: Result<Tally, &'static str>) {
         let Some((repair, done)) = self.verify.take() else { return };
