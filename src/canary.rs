@@ -37,11 +37,19 @@ pub enum Bug {
     SkipStaging,
     /// The destination drains its staging log behind the fills that came later.
     DrainLate,
+    /// The destination drains its staging log before it is durable that the images aren't promotable by themselves any more.
+    DrainEarly,
+    /// The state counts on what was appended to the staging log before that is synced.
+    AppendUnsynced,
+    /// Frames are stored before it is durable that the order began anew.
+    RestartVolatile,
+    /// A source that ended in step goes on alone after a start, though its destination may have been promoted.
+    AloneAfterStart,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 15] = [
+    pub const ALL: [Bug; 19] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -57,6 +65,10 @@ impl Bug {
         Bug::CleanBeforeMap,
         Bug::SkipStaging,
         Bug::DrainLate,
+        Bug::DrainEarly,
+        Bug::AppendUnsynced,
+        Bug::RestartVolatile,
+        Bug::AloneAfterStart,
     ];
 }
 

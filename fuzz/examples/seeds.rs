@@ -5,9 +5,9 @@ use nbd_mirror::format::block;
 use nbd_mirror::format::frame::{FLAG_STABLE, Header, Kind as RecordKind, Record};
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
 use nbd_mirror::format::nbd::options::*;
-use nbd_mirror::format::superblock::{Role, Superblock, Volume};
+use nbd_mirror::format::superblock::{Phase, Role, Staging, Superblock, Volume};
 use nbd_mirror::format::wire::{Report, Signal, Verdict, Welcome, encode_hello};
-use nbd_mirror::limits::{BLOCK_BYTES, MAX_BOUNDARIES};
+use nbd_mirror::limits::{BLOCK_BYTES, MAX_BOUNDARIES, MAX_KNOWN_MARKS, MAX_SUMS};
 use nbd_mirror_fuzz::core_events::Play;
 use nbd_mirror_fuzz::core_events::destination::{
     self, DestinationEvent, DestinationPlay, FrameEdit, FrameField, SentRecord,
@@ -156,21 +156,10 @@ fn mark(n: u64) -> Mark {
 }
 
 fn superblock(role: Role, volumes: u8) -> Superblock {
-    let volume = |n| Volume { name: format!("vol{n}"), size_bytes: 1 << 30, block_bytes: 512, copied_bytes: 4096 };
-    Superblock {
-        role,
-        generation: 8,
-        source: Id([7; 16]),
-        name: "alpha".into(),
-        half_bytes: 8 << 20,
-        epoch: Epoch(3),
-        fenced_by: Epoch(0),
-        incarnation: 2,
-        clean: mark(5),
-        whole: true,
-        promoted: false,
-        volumes: (0..volumes).map(volume).collect(),
-    }
+    let volume = |n| Volume { name: format!("vol{n}"), size_bytes: 1 << 30, block_bytes: 512 };
+    let volumes = (0..volumes).map(volume).collect();
+    let first = Superblock::first(role, Id([7; 16]), "alpha", 8 << 20, Epoch(3), volumes);
+    Superblock { generation: 8, incarnation: 2, clean: mark(5), whole: true, ..first }
 }
 
 /// A block's bytes behind its preamble, without the zeros at its end.
@@ -196,6 +185,18 @@ fn replication() -> std::io::Result<()> {
     write("source-fenced", sealed(Kind::SourceSuperblock, &fenced.encode()))?;
     let promoted = Superblock { promoted: true, ..superblock(Role::Destination, 1) };
     write("destination-promoted", sealed(Kind::DestinationSuperblock, &promoted.encode()))?;
+    let alone = Superblock {
+        alone: true,
+        lacking_since_unix_s: 1_800_000_000,
+        known: (1..=MAX_KNOWN_MARKS as u64).map(mark).collect(),
+        ..superblock(Role::Source, 1)
+    };
+    write("source-alone", sealed(Kind::SourceSuperblock, &alone.encode()))?;
+    for (name, phase) in [("staging", Phase::Staging), ("draining", Phase::Draining)] {
+        let staging = Staging { phase, head: 4096, tail: 1 << 20, before: mark(3), base: mark(2) };
+        let resyncing = Superblock { staging, ..superblock(Role::Destination, 1) };
+        write(&format!("destination-{name}"), sealed(Kind::DestinationSuperblock, &resyncing.encode()))?;
+    }
     write(
         "raw-superblock",
         Message {
@@ -210,6 +211,9 @@ fn replication() -> std::io::Result<()> {
         verdict: Verdict::Welcome,
         epoch: Epoch(3),
         whole: boundaries > 1,
+        phase: if boundaries == 1 { Phase::Staging } else { Phase::Direct },
+        promotable: boundaries > 0,
+        base: if boundaries == 1 { mark(2) } else { Mark::default() },
         fresh: boundaries == 0,
         applied: mark(4),
         boundaries: (5..).take(boundaries).map(mark).collect(),
@@ -228,8 +232,11 @@ fn replication() -> std::io::Result<()> {
     write("welcome-not-utf-8", garbled)?;
 
     for (name, signal) in [
-        ("resume", Signal::Resume { common: mark(2), from_scratch: false }),
-        ("resume-from-scratch", Signal::Resume { common: mark(0), from_scratch: true }),
+        ("resume", Signal::Resume { common: mark(2) }),
+        ("settle", Signal::Settle { common: mark(2) }),
+        ("restart", Signal::Restart { at: mark(0) }),
+        ("ping", Signal::Ping { answered: Seq(77), alone: true }),
+        ("ask", Signal::Ask { id: 3, volume: 1, offset: 1 << 20, length: 1 << 20 }),
         ("sync", Signal::Sync { last: mark(3), whole: false }),
         ("sync-whole", Signal::Sync { last: mark(3), whole: true }),
         ("sync-of-the-last-fill", Signal::Sync { last: mark(u64::MAX), whole: true }),
@@ -240,6 +247,9 @@ fn replication() -> std::io::Result<()> {
         ("stored", Report::Stored(Seq(7))),
         ("applied", Report::Applied(mark(4))),
         ("fenced", Report::Fenced(Epoch(4))),
+        ("settled", Report::Settled(mark(4))),
+        ("pong", Report::Pong),
+        ("sums", Report::Sums { id: 3, count: MAX_SUMS }),
         ("stored-the-last-of-all", Report::Stored(Seq(u64::MAX))),
     ] {
         let bytes = list(&report.encode()[8..]);
@@ -273,6 +283,7 @@ fn header() -> Header {
         position: 8192,
         first: Seq(51),
         committed: Seq(50),
+        stable_here: Seq(50),
         previous: Digest(5000),
         payload_bytes: 0,
         count: 0,
@@ -393,14 +404,43 @@ fn sources() -> std::io::Result<()> {
         Record { kind: 0, flags: 1, volume: 2, block: 5, length: 700 },
     ];
     let switch = vec![Turn { millis: 6000 }, Settle, StoredAll, Settle, Applied { mark: known.clone() }, Settle];
-    let cases: Vec<(&str, bool, Vec<SourceEvent>)> = vec![
-        ("alone", false, [work.clone(), change.clone(), fill.clone(), vec![Sync, Settle]].concat()),
-        ("mirrored", true, [vec![usual.clone()], work.clone(), change.clone(), switch.clone()].concat()),
-        ("full", true, [vec![usual.clone()], fill.clone(), fill.clone(), switch.clone()].concat()),
-        ("away", true, [work.clone(), fill.clone(), vec![usual.clone()], switch.clone()].concat()),
+    let answer = [0, 0xff, 0xf0].map(|equal| Sums { which: 0, equal, unknown: false });
+    let answers = [&answer[..], &[Settle, StoredAll, Settle], &answer, &answer, &answer].concat();
+    // Until a fill that nobody else has is clean.
+    let alone = [vec![Deadline, Deadline, Settle], change.clone(), fill.clone(), vec![Sync, Settle]].concat();
+    let resync = [
+        vec![Settle, Turn { millis: 1 }, Settle],
+        answers.clone(),
+        vec![Settle, StoredAll, Settle, StoredAll, Settle, Applied { mark: known.clone() }, Settle],
+    ]
+    .concat();
+    let flap = vec![
+        WelcomeAt { back: 0, lag: 0, whole: true },
+        record(3),
+        Settle,
+        Disconnect,
+        Deadline,
+        WelcomeAt { back: 1, lag: 0, whole: true },
+        Settle,
+        StoredAll,
+        Pong,
+        Deadline,
+        Pong,
+        Turn { millis: 1000 },
+        Settle,
+        Disconnect,
+        Turn { millis: 6000 },
+    ];
+    let (going_on, stalling, failing) = (0, 1, 2);
+    let cases: Vec<(&str, bool, u8, Vec<SourceEvent>)> = vec![
+        ("unmirrored", false, stalling, [work.clone(), change.clone(), fill.clone(), vec![Sync, Settle]].concat()),
+        ("mirrored", true, stalling, [vec![usual.clone()], work.clone(), change.clone(), switch.clone()].concat()),
+        ("full", true, stalling, [vec![usual.clone()], fill.clone(), fill.clone(), switch.clone()].concat()),
+        ("away", true, stalling, [work.clone(), fill.clone(), vec![usual.clone()], switch.clone()].concat()),
         (
             "first-sync",
             true,
+            stalling,
             [
                 vec![welcome(true, &MarkPick::Zero, &[])],
                 work.clone(),
@@ -414,6 +454,7 @@ fn sources() -> std::io::Result<()> {
         (
             "connected-anew",
             true,
+            stalling,
             [
                 vec![usual.clone()],
                 work.clone(),
@@ -423,21 +464,29 @@ fn sources() -> std::io::Result<()> {
             ]
             .concat(),
         ),
-        ("sync", true, [vec![usual.clone()], work.clone(), vec![Sync, Sync], switch.clone(), vec![Sync]].concat()),
+        (
+            "sync",
+            true,
+            stalling,
+            [vec![usual.clone()], work.clone(), vec![Sync, Sync], switch.clone(), vec![Sync]].concat(),
+        ),
         (
             "fenced",
             true,
+            stalling,
             [vec![usual.clone()], work.clone(), vec![Fenced { epoch: Number::More { by: 1 } }], work.clone()].concat(),
         ),
         (
             "fenced-by-an-older-epoch",
             true,
+            stalling,
             [vec![usual.clone()], work.clone(), vec![Fenced { epoch: Number::Less { by: 1 } }, Settle], work.clone()]
                 .concat(),
         ),
         (
             "refused",
             true,
+            stalling,
             [
                 work.clone(),
                 vec![
@@ -457,11 +506,13 @@ fn sources() -> std::io::Result<()> {
         (
             "stored-what-was-not-sent",
             true,
+            stalling,
             [vec![usual.clone()], work.clone(), vec![Stored { seq: Number::More { by: 1 } }, Settle]].concat(),
         ),
         (
             "applied-what-was-not-sent",
             true,
+            stalling,
             [
                 vec![usual.clone()],
                 work.clone(),
@@ -478,6 +529,7 @@ fn sources() -> std::io::Result<()> {
         (
             "applied-a-later-fill",
             true,
+            stalling,
             [
                 vec![usual.clone()],
                 work.clone(),
@@ -496,6 +548,7 @@ fn sources() -> std::io::Result<()> {
         (
             "welcome-beyond",
             true,
+            stalling,
             [
                 work.clone(),
                 vec![
@@ -512,14 +565,268 @@ fn sources() -> std::io::Result<()> {
         (
             "parted",
             true,
+            stalling,
             [work.clone(), vec![welcome(false, &known, &[MarkPick::Digest { back: 0, digest: 5 }]), Settle]].concat(),
         ),
+        (
+            "goes-alone-and-comes-back",
+            true,
+            going_on,
+            [
+                vec![usual.clone()],
+                work.clone(),
+                vec![StoredAll, Disconnect],
+                change.clone(),
+                vec![Deadline, Deadline, Settle, WelcomeAt { back: 0, lag: 0, whole: true }, Settle, StoredAll],
+                vec![Settle, Pong, Turn { millis: 1000 }, Pong, Turn { millis: 100 }, Settle],
+            ]
+            .concat(),
+        ),
+        (
+            "alone-over-two-fills",
+            true,
+            going_on,
+            [vec![usual.clone()], work.clone(), vec![StoredAll, Disconnect], alone.clone(), resync.clone()].concat(),
+        ),
+        (
+            "alone-map-late",
+            true,
+            going_on,
+            [
+                vec![usual.clone()],
+                work.clone(),
+                vec![StoredAll, Disconnect, Deadline, Deadline, Settle, Sync, Turn { millis: 1 }, Flush { count: 200 }],
+                vec![CompleteAll, Turn { millis: 1 }, CompleteAll, Turn { millis: 1 }],
+                vec![WelcomeAt { back: 0, lag: 0, whole: true }, record(9), Turn { millis: 1 }, CompleteAll],
+                vec![Turn { millis: 1 }, Send { count: 9 }, CompleteAll, Turn { millis: 1 }, Settle],
+            ]
+            .concat(),
+        ),
+        (
+            "back-at-an-older-boundary",
+            true,
+            going_on,
+            [
+                vec![usual.clone()],
+                work.clone(),
+                vec![StoredAll, Disconnect],
+                alone.clone(),
+                vec![WelcomeAt { back: 250, lag: 0, whole: true }, Settle, SettledThere],
+                resync.clone(),
+            ]
+            .concat(),
+        ),
+        (
+            "back-while-a-write-is-slow",
+            true,
+            stalling,
+            vec![
+                WelcomeAt { back: 0, lag: 0, whole: true },
+                record(1),
+                Turn { millis: 1 },
+                Send { count: 9 },
+                StoredAll,
+                WelcomeKnown { back: 1, lag: 0, whole: true },
+                CompleteAll,
+                Turn { millis: 1 },
+                Settle,
+            ],
+        ),
+        (
+            "applied-before-it-begins-anew",
+            true,
+            stalling,
+            vec![
+                WelcomeKnown { back: 0, lag: 0, whole: true },
+                record(1),
+                Sync,
+                Settle,
+                SettledThere,
+                Turn { millis: 1 },
+                Applied { mark: known.clone() },
+                StoredAll,
+                Settle,
+            ],
+        ),
+        (
+            "stores-nothing",
+            true,
+            going_on,
+            [
+                vec![
+                    record(1),
+                    WelcomeAt { back: 0, lag: 0, whole: true },
+                    record(2),
+                    Turn { millis: 1 },
+                    Send { count: 9 },
+                ],
+                vec![Pong, Turn { millis: 4000 }, Pong, Turn { millis: 4000 }, Settle, Pong, Turn { millis: 4000 }],
+                (0..20).flat_map(|_| [Pong, Turn { millis: 4000 }]).collect(),
+                vec![Settle],
+            ]
+            .concat(),
+        ),
+        (
+            "settled-elsewhere",
+            true,
+            going_on,
+            vec![
+                WelcomeKnown { back: 0, lag: 0, whole: true },
+                Settle,
+                Settled { mark: MarkPick::Known { back: 0 } },
+                Turn { millis: 1 },
+                WelcomeKnown { back: 1, lag: 0, whole: false },
+                SettledThere,
+                Settle,
+                Settled { mark: MarkPick::Zero },
+                Settle,
+            ],
+        ),
+        (
+            "resync-of-what-differs",
+            true,
+            stalling,
+            [vec![WelcomeKnown { back: 0, lag: 0, whole: true }, Settle, SettledThere], resync.clone(), switch.clone()]
+                .concat(),
+        ),
+        (
+            "resync-while-clients-write",
+            true,
+            stalling,
+            [
+                vec![WelcomeKnown { back: 0, lag: 0, whole: true }, Settle, SettledThere, Settle],
+                vec![record(1), Turn { millis: 1 }, Sums { which: 0, equal: 0, unknown: false }, StoredAll, Settle],
+                vec![record(2), Turn { millis: 1 }, Sums { which: 0, equal: 0, unknown: false }, StoredAll, Settle],
+                vec![record(3), Turn { millis: 1 }, Sums { which: 0, equal: 0, unknown: false }, StoredAll, Settle],
+                vec![record(4), Turn { millis: 1 }, Sums { which: 0, equal: 0x55, unknown: false }, StoredAll, Settle],
+                resync.clone(),
+            ]
+            .concat(),
+        ),
+        (
+            "resync-of-an-unreadable-volume",
+            true,
+            stalling,
+            vec![
+                WelcomeKnown { back: 0, lag: 0, whole: true },
+                Settle,
+                SettledThere,
+                Settle,
+                Copy { count: 8 },
+                Unreadable { which: 0 },
+                Settle,
+                Sums { which: 0, equal: 0, unknown: true },
+                Settle,
+            ],
+        ),
+        (
+            "verify",
+            true,
+            stalling,
+            [
+                vec![usual.clone(), Settle, Verify { repair: false }, Verify { repair: true }, Settle],
+                vec![Sums { which: 1, equal: 0xf0, unknown: false }, Sums { which: 0, equal: 0xff, unknown: false }],
+                answers.clone(),
+                vec![Verify { repair: true }, Settle],
+                answers.clone(),
+                vec![Settle, StoredAll, Settle],
+            ]
+            .concat(),
+        ),
+        (
+            "verify-of-what-is-not-known",
+            true,
+            stalling,
+            vec![
+                usual.clone(),
+                Verify { repair: true },
+                Settle,
+                Sums { which: 0, equal: 0, unknown: true },
+                Settle,
+                Verify { repair: false },
+                Settle,
+                Disconnect,
+                Settle,
+            ],
+        ),
+        (
+            "fails",
+            true,
+            failing,
+            [
+                vec![usual.clone(), record(1), Turn { millis: 1 }, Disconnect, record(2), Turn { millis: 1 }],
+                vec![record(3), Turn { millis: 30000 }, record(4), Settle],
+                vec![WelcomeAt { back: 0, lag: 0, whole: true }, Settle, StoredAll, Settle, record(5), Settle],
+            ]
+            .concat(),
+        ),
+        (
+            "fails-until-it-may-go-alone",
+            true,
+            failing,
+            vec![
+                record(1),
+                Turn { millis: 1 },
+                Turn { millis: 30000 },
+                Policy { kind: 0 },
+                record(2),
+                Settle,
+                Policy { kind: 1 },
+                record(3),
+                Settle,
+                Timeout { seconds: 0 },
+                Policy { kind: 2 },
+                Turn { millis: 2000 },
+                Settle,
+            ],
+        ),
+        (
+            "silent",
+            true,
+            going_on,
+            [
+                vec![usual.clone(), record(1), Settle, Deadline, Send { count: 1 }, Deadline, Pong, Deadline],
+                vec![Deadline, Deadline, Deadline, Deadline, Deadline, Settle, Deadline, Deadline, record(2), Settle],
+            ]
+            .concat(),
+        ),
+        (
+            "flapping",
+            true,
+            going_on,
+            [flap.clone(), flap.clone(), flap.clone(), flap.clone(), vec![MemoryLow, Settle]].concat(),
+        ),
+        (
+            "fenced-while-it-begins-anew",
+            true,
+            stalling,
+            vec![
+                welcome(true, &MarkPick::Zero, &[]),
+                record(1),
+                Fenced { epoch: Number::More { by: 1 } },
+                Turn { millis: 1 },
+                CompleteAll,
+                Settle,
+            ],
+        ),
     ];
-    for (name, mirrored, events) in cases {
+    for (name, mirrored, policy, events) in cases {
         for (flush, suffix) in [(false, ""), (true, "-flush")] {
-            let events = list(&events);
-            let play =
-                SourcePlay { flush, mirrored, whole: name != "first-sync", volumes: 2, blocks: 700, clean: 4, events };
+            let (whole, dirty) = (name != "first-sync", if name == "first-sync" { u8::MAX } else { 3 });
+            let play = SourcePlay {
+                flush,
+                mirrored,
+                whole,
+                alone: false,
+                policy,
+                timeout: 4,
+                volumes: 2,
+                blocks: 700,
+                clean: 4,
+                dirty,
+                known: 2,
+                events: list(&events),
+            };
             write("core_events", &format!("source-{name}{suffix}"), &Play::Source { play })?;
         }
     }
@@ -542,7 +849,7 @@ fn destinations() -> std::io::Result<()> {
         edits: list(&[FrameEdit { field, value }]),
     };
     let next = Frame { next_fill: true, flags: 1, records: list(&[record(0, 3)]), edits: list(&[]) };
-    let meet = vec![Connect { hello: destination::Connect::Itself }, ResumeHere { from_scratch: false }];
+    let meet = vec![Connect { hello: destination::Connect::Itself }, ResumeHere];
     let stream = |flags| {
         vec![
             frame(flags, &[0]),
@@ -568,7 +875,19 @@ fn destinations() -> std::io::Result<()> {
         CompleteAll,
     ];
     let again = vec![Disconnect, Settle, Connect { hello: destination::Connect::Itself }];
-    let back = |back| Resume { common: MarkPick::Known { back }, from_scratch: false };
+    let back = |back| Resume { common: MarkPick::Known { back } };
+    let begin = vec![meet[0].clone(), Restart { at: MarkPick::Zero }];
+    // The source comes back from afar.
+    let anew = [again.clone(), vec![SettleHere, Settle, RestartBehind { fills: 3 }, Settle]].concat();
+    let questions = vec![
+        Ask { id: 1, volume: 0, block: 0, length: Number::Any { n: 40 << 10 } },
+        Ping { answered: Number::Same, alone: true },
+        Answer,
+        Turn,
+        Answer,
+    ];
+    let whole = vec![SyncHere { whole: true }, Settle];
+    let partial = vec![SyncHere { whole: false }, Settle];
     let flushes = vec![frame(2, &[3]), Store { count: 1 }, CompleteAll];
     let mut cases: Vec<(&str, Vec<DestinationEvent>)> = vec![
         ("always", [meet.clone(), stream(1), apply.clone()].concat()),
@@ -587,18 +906,13 @@ fn destinations() -> std::io::Result<()> {
             .concat(),
         ),
         ("next-fill-too-early", [meet.clone(), stream(1), vec![next.clone(), Settle]].concat()),
-        ("from-scratch", [vec![meet[0].clone(), ResumeHere { from_scratch: true }], stream(1), apply.clone()].concat()),
+        ("from-scratch", [begin.clone(), stream(1), apply.clone()].concat()),
         (
             "from-scratch-at-the-end-of-numbers",
             vec![
                 meet[0].clone(),
-                Resume {
-                    common: MarkPick::Any {
-                        fill: Number::Huge { below: 0 },
-                        seq: Number::Huge { below: 0 },
-                        digest: 1,
-                    },
-                    from_scratch: true,
+                Restart {
+                    at: MarkPick::Any { fill: Number::Huge { below: 0 }, seq: Number::Huge { below: 0 }, digest: 1 },
                 },
                 frame(1, &[0]),
                 Settle,
@@ -676,6 +990,80 @@ fn destinations() -> std::io::Result<()> {
             [meet.clone(), vec![frame(0, &[0]), Store { count: 1 }, Promote, Turn, Settle]].concat(),
         ),
         ("promoted-empty", vec![Promote, Settle]),
+        (
+            "resync",
+            [
+                meet.clone(),
+                stream(1),
+                anew.clone(),
+                stream(1),
+                questions.clone(),
+                partial.clone(),
+                vec![next.clone()],
+                stream(1),
+                questions.clone(),
+                whole.clone(),
+                vec![next.clone()],
+                stream(1),
+                partial.clone(),
+            ]
+            .concat(),
+        ),
+        (
+            "resync-twice",
+            [
+                meet.clone(),
+                anew.clone(),
+                stream(1),
+                partial.clone(),
+                vec![next.clone()],
+                stream(1),
+                anew.clone(),
+                stream(1),
+                whole.clone(),
+                anew.clone(),
+            ]
+            .concat(),
+        ),
+        (
+            "resync-cut-while-settling",
+            [meet.clone(), stream(1), again.clone(), vec![SettleHere, Turn], again.clone(), vec![SettleHere, Settle]]
+                .concat(),
+        ),
+        (
+            "resync-promoted",
+            [meet.clone(), stream(1), anew.clone(), stream(1), partial.clone(), vec![Promote, Turn, Settle]].concat(),
+        ),
+        (
+            "resync-without-room",
+            [
+                meet.clone(),
+                anew.clone(),
+                stream(1),
+                partial.clone(),
+                vec![next.clone()],
+                stream(1),
+                partial.clone(),
+                again.clone(),
+            ]
+            .concat(),
+        ),
+        (
+            "resync-best-effort",
+            [
+                meet.clone(),
+                anew.clone(),
+                stream(1),
+                partial.clone(),
+                vec![next.clone()],
+                stream(1),
+                partial.clone(),
+                anew.clone(),
+                stream(1),
+                whole.clone(),
+            ]
+            .concat(),
+        ),
     ];
     let hellos = {
         use destination::Connect::*;
@@ -700,8 +1088,12 @@ fn destinations() -> std::io::Result<()> {
     cases.push(("odd-headers", [meet.clone(), edits.collect()].concat()));
     for (name, events) in cases {
         let clean = if name.starts_with("from-scratch") { 0 } else { 4 };
-        let play =
-            DestinationPlay { volumes: 1, blocks: 99, half_blocks: 60, clean, whole: true, events: List(events) };
+        let staging_blocks = if name == "resync-without-room" || name == "resync-best-effort" { 15 } else { 255 };
+        let best_effort = name == "resync-best-effort";
+        let (volumes, blocks, half_blocks) = (1, 99, 60);
+        let events = List(events);
+        let whole = !name.starts_with("from-scratch");
+        let play = DestinationPlay { volumes, blocks, half_blocks, clean, whole, staging_blocks, best_effort, events };
         write("core_events", &format!("destination-{name}"), &Play::Destination { play })?;
     }
     Ok(())

@@ -94,7 +94,7 @@ fn welcome(block: &Block) {
 fn signal(block: &Block) {
     let Ok(signal) = Signal::decode(block) else { return };
     assert_eq!(Signal::decode(&signal.encode()), Ok(signal));
-    same_where_used(block, &signal.encode(), PREAMBLE_BYTES + 8 + 24);
+    same_where_used(block, &signal.encode(), PREAMBLE_BYTES + 8 + 24 + 16);
 }
 
 fn report(message: &Message) {
@@ -118,8 +118,9 @@ fn report(message: &Message) {
 /// Where nothing is set beyond the used bytes and flags are plain, the encoding is the very block.
 fn same_where_used(block: &Block, again: &Block, used: usize) {
     let plain = block[10..12] == again[10..12] && block[PREAMBLE_BYTES + 1] < 2;
-    let reserved = &block[PREAMBLE_BYTES + 2..PREAMBLE_BYTES + 8];
-    if plain && reserved.iter().chain(&block[used..]).all(|byte| *byte == 0) {
+    // Each kind of signal has fields of its own, and leaves those of the others zero.
+    let mut fields = (PREAMBLE_BYTES..used).map(|at| (block[at], again[at]));
+    if plain && fields.all(|(given, kept)| kept != 0 || given == 0) && block[used..].iter().all(|byte| *byte == 0) {
         assert_eq!(block, again);
     }
 }

@@ -7,7 +7,7 @@ use super::link::{self, Reason};
 use super::signals::Signals;
 use super::{listen, metrics, notify, status};
 use crate::core::Durability;
-use crate::core::policy::Policy;
+use crate::core::policy::{Mode, Policy};
 use crate::engine::command::{Commands, LinkState, Setting, SourceCommand, SourceStatus};
 use crate::engine::disk::Disk;
 use crate::engine::source::{self as engine, Plan, Volume};
@@ -185,6 +185,10 @@ impl Handler for Daemon {
             match request {
                 Request::Status => self.status().await,
                 Request::Sync => {
+                    let status = self.engine().await?;
+                    if self.config.destination.is_some() && status.mode == Mode::Alone && status.link != LinkState::Up {
+                        bail!("the destination is away, so nothing can be applied there: wait until it is back");
+                    }
                     let (ask, answer) = oneshot::channel();
                     self.commands.send(SourceCommand::Sync(ask))?;
                     let mark = answer.await.context("the engine has ended")?;

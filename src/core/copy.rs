@@ -217,7 +217,8 @@ impl Copier {
 
     /// The next question, if it may be asked behind the frame with this record.
     pub fn next_question(&mut self, sent: Seq) -> Option<Question> {
-        self.questions.pop_front_if(|question| question.after <= sent)
+        let due = self.questions.front().is_some_and(|question| question.after <= sent);
+        if due { self.questions.pop_front() } else { None }
     }
 
     /// A record that changes this range gets its sequence number now.
@@ -236,9 +237,7 @@ impl Copier {
     /// Whether a record with this range must not be sequenced yet.
     pub fn holds(&self, volume: u16, start: u64, end: u64) -> bool {
         self.windows.iter().flatten().any(|window| {
-            window.spoils >= PATIENCE
-                && !matches!(window.phase, Phase::Sent(_))
-                && window.overlaps(volume, start, end)
+            window.spoils >= PATIENCE && !matches!(window.phase, Phase::Sent(_)) && window.overlaps(volume, start, end)
         })
     }
 
@@ -344,7 +343,10 @@ mod tests {
         assert!(copier.holds(0, 0, 512) && !copier.holds(0, COPY_WINDOW_BYTES, COPY_WINDOW_BYTES + 512));
         let (number, _) = next(&mut copier, 1, 1).unwrap();
         assert!(copier.handle_read(number) && copier.still_true(number, Seq(1)));
-        assert_eq!(copier.handle_done(number, &[(0, COPY_WINDOW_BYTES)], Some(Seq(9))), Some((0, 0, COPY_WINDOW_BYTES)));
+        assert_eq!(
+            copier.handle_done(number, &[(0, COPY_WINDOW_BYTES)], Some(Seq(9))),
+            Some((0, 0, COPY_WINDOW_BYTES))
+        );
         assert!(!copier.holds(0, 0, 512));
         let (number, _) = next(&mut copier, 1, 1).unwrap();
         assert!(copier.handle_read(number) && copier.still_true(number, Seq(9)));

@@ -11,8 +11,9 @@ pub const FACTOR: f64 = 2.0;
 /// Clients count as writing for so long after an answer.
 const ACTIVE: Duration = Duration::from_millis(250);
 /// The pause after a window in multiples of what the window took: at least, and at most. At least, or there would be
-/// nothing to compare with; at most, or a resync would never end.
-const RATIO: (f64, f64) = (0.25, 31.0);
+/// nothing to compare with; at most, so that a resync has an eighth of the time whatever clients do: it must end before a
+/// staging log is full of what they write meanwhile.
+const RATIO: (f64, f64) = (0.25, 7.0);
 /// Answers after which the pauses are looked at again.
 const SAMPLES: u32 = 32;
 

@@ -29,12 +29,8 @@ const _: () = assert!(size_of::<RawSector>() == SECTOR_BYTES);
 
 /// Encodes sector `number` of a source's bitmap.
 pub fn encode(number: u32, source: Id, words: &[u64], sector: &mut [u8; SECTOR_BYTES]) {
-    let mut raw = RawSector {
-        checksum: 0.into(),
-        number: number.into(),
-        source: half(source),
-        words: [[0; 8]; SECTOR_WORDS],
-    };
+    let mut raw =
+        RawSector { checksum: 0.into(), number: number.into(), source: half(source), words: [[0; 8]; SECTOR_WORDS] };
     for (raw, word) in raw.words.iter_mut().zip(words) {
         *raw = word.to_le_bytes();
     }

@@ -11,7 +11,8 @@ use super::block::{self, Block, BlockError};
 use super::ids::{Epoch, Id, Mark, RawMark};
 use crate::canary::{Bug, sings};
 use crate::limits::{
-    BLOCK_BYTES, GRAIN_BYTES, MAX_FRAME_BYTES, MAX_GRAIN_BYTES, MAX_HALF_BYTES, MAX_KNOWN_MARKS, MAX_NAME_BYTES, MAX_VOLUMES,
+    BLOCK_BYTES, GRAIN_BYTES, MAX_FRAME_BYTES, MAX_GRAIN_BYTES, MAX_HALF_BYTES, MAX_KNOWN_MARKS, MAX_NAME_BYTES,
+    MAX_VOLUMES,
 };
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -181,7 +182,14 @@ fn unpack(packed: &[u8; MAX_NAME_BYTES]) -> Result<String, BlockError> {
 
 impl Superblock {
     /// The first version: of a source's journal, or of a destination's state of it, that holds nothing yet.
-    pub fn first(role: Role, source: Id, name: &str, half_bytes: u64, epoch: Epoch, volumes: Vec<Volume>) -> Superblock {
+    pub fn first(
+        role: Role,
+        source: Id,
+        name: &str,
+        half_bytes: u64,
+        epoch: Epoch,
+        volumes: Vec<Volume>,
+    ) -> Superblock {
         Superblock {
             role,
             generation: 1,
@@ -210,12 +218,8 @@ impl Superblock {
 
     /// Encodes it under another magic: a hello carries a superblock.
     pub fn encode_as(&self, magic: [u8; 8]) -> Box<Block> {
-        let empty = RawVolume {
-            name: [0; MAX_NAME_BYTES],
-            size_bytes: 0.into(),
-            block_bytes: 0.into(),
-            reserved: [0; 4],
-        };
+        let empty =
+            RawVolume { name: [0; MAX_NAME_BYTES], size_bytes: 0.into(), block_bytes: 0.into(), reserved: [0; 4] };
         let mut volumes = [empty; MAX_VOLUMES];
         for (raw, volume) in volumes.iter_mut().zip(&self.volumes) {
             *raw = RawVolume {

@@ -300,7 +300,10 @@ impl Signal {
             6 => {
                 let (offset, length) = (raw.offset.get(), raw.length.get());
                 let fits = offset.is_multiple_of(SUM_GRAIN_BYTES) && offset.checked_add(length.into()).is_some();
-                if usize::from(raw.volume.get()) >= MAX_VOLUMES || length == 0 || u64::from(length) > COPY_WINDOW_BYTES || !fits
+                if usize::from(raw.volume.get()) >= MAX_VOLUMES
+                    || length == 0
+                    || u64::from(length) > COPY_WINDOW_BYTES
+                    || !fits
                 {
                     return Err(BlockError::Field("range asked for"));
                 }

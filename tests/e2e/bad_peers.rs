@@ -13,6 +13,8 @@ use crate::harness::{
 };
 
 const BLOCK: usize = 4096;
+/// Of the replication protocol.
+const VERSION: u16 = 2;
 const OTHER_VERSION: u16 = 4711;
 
 /// CRC-32C, bit by bit: independent of the program's own.
@@ -106,12 +108,12 @@ fn a_source_of_another_version() {
 #[test]
 fn a_hello_with_a_wrong_checksum_or_nonsense_inside() {
     let mirror = Mirror::start("always", 8 * MIB);
-    let mut torn = block(b"NBDMHELO", 1);
+    let mut torn = block(b"NBDMHELO", VERSION);
     torn[2000] ^= 1;
     send_and_expect_close(mirror.plan.destination.listen, &torn);
     mirror.destination.wait_for_log(&["checksum"]);
     // The checksum is right, but there is neither a name nor a volume in it.
-    send_and_expect_close(mirror.plan.destination.listen, &block(b"NBDMHELO", 1));
+    send_and_expect_close(mirror.plan.destination.listen, &block(b"NBDMHELO", VERSION));
     mirror.assert_in_step();
 }
 

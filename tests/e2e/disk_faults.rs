@@ -125,7 +125,7 @@ fn the_destination_fails(durability: &str, cases: &[Case]) {
         // The source's operator is told the same.
         whole.mirror.source.wait_for_status("why the destination is away", |status| {
             let reason = status["reason"].as_str().unwrap_or_default();
-            status["state"] == "waiting" && reason.contains(fault.file())
+            status["state"] == "stalled" && reason.contains(fault.file())
         });
         let cookie = writer.send(flag::FUA, kind::WRITE, BEHIND + 4096, 4096, &pattern(1, 4096)).unwrap();
         writer.stream.set_answer_limit(Duration::from_millis(300)).unwrap();
@@ -219,13 +219,14 @@ fn a_volume_that_can_not_be_read_for_its_first_copy() {
     near.settle();
     near.inject(fails(Operation::Read, "/vol1.volume", Errno::EIO).within(5 * MIB..6 * MIB));
     let destination = Daemon::destination(&plan.destination);
-    let mut source = Daemon::unstarted_source(&plan.source);
-    source.spawn(&[]);
-    let ended = source.wait_for_end();
-    assert!(ended.code().is_some_and(|code| code != 0), "ended with {ended}");
-    assert_logged(&source, "first copy", "/vol1.volume", Errno::EIO);
+    let source = Daemon::source(&plan.source);
+    // It goes on serving clients, and says what keeps it from mirroring.
+    source.wait_for_status("why it isn't mirroring", |status| {
+        status["whole"] == false && status["reason"].as_str().is_some_and(|reason| reason.contains("can't be read"))
+    });
+    assert_logged(&source, "resync", "/vol1.volume", Errno::EIO);
+    assert!(Client::go(&Endpoint::Unix(plan.source.unix()), "vol1").unwrap().read(0, 4096).is_ok());
     near.heal();
-    source.restart();
     Mirror { source, destination, plan }.assert_in_step();
 }
 

@@ -1,7 +1,9 @@
 //! SIGKILL of source and destination at random moments, under a stamped load, in many short rounds; the same over a
-//! link that is cut, delayed, silent or delivers in crumbs; and rounds that end in a promote.
+//! link that is cut, delayed, silent or delivers in crumbs; rounds in which the source goes on alone while the two are
+//! apart; and rounds that end in a promote.
 //!
-//! No power is cut, so in both durabilities nothing that was answered may ever be lost. What else a copy must show is
+//! No power is cut, so in both durabilities nothing that was answered may ever be lost where the source waits for its
+//! destination; and where it doesn't, nothing that was answered before it went alone. What else a copy must show is
 //! the ledger's matter (`harness/ledger.rs`).
 //!
 //! A seed decides whatever is random here, so a failure names its seed and its round. Round n of a seed draws from
@@ -12,6 +14,7 @@
 //! - `NBD_MIRROR_KILLS_TELL=1`: tell each round's story, with its milliseconds, not only that of one that failed.
 //! - `NBD_MIRROR_KILLS_KEEP=1`: leave the files of a round that failed where they are, to look into them.
 
+mod apart;
 mod blows;
 mod copies;
 mod link;
@@ -19,9 +22,8 @@ mod promotes;
 mod trial;
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::harness::{Chance, Habits, Ledger, Load, MIB, Mirror, Plan, Proxy};
 
@@ -49,13 +51,15 @@ struct Run {
     rounds: u64,
     /// Whether a bad link lies between the two sides.
     bad_link: bool,
+    /// Whether the source goes on alone when it has lost its destination for a moment.
+    alone: bool,
 }
 
 impl Run {
     fn new(name: &'static str, durability: &'static str, bad_link: bool, rounds: u64) -> Run {
         let seed = number("NBD_MIRROR_KILLS_SEED").unwrap_or(20);
         let rounds = number("NBD_MIRROR_KILLS_ROUNDS").unwrap_or(rounds);
-        Run { name, durability, seed, rounds, bad_link }
+        Run { name, durability, seed, rounds, bad_link, alone: false }
     }
 
     /// Volumes of this size, the smallest halves and a short age: kills meet switches, flushes and applies.
@@ -64,6 +68,10 @@ impl Run {
         plan.source.durability = self.durability.to_owned();
         plan.source.journal_size = "16MiB".to_owned();
         plan.source.max_age = "100ms".to_owned();
+        if self.alone {
+            plan.source.on_disconnect = "continue".to_owned();
+            plan.source.timeout = "300ms".to_owned();
+        }
         plan
     }
 
@@ -96,7 +104,9 @@ impl Round {
 
     /// The load of this round.
     fn load(&self, site: &Site) -> Load {
-        let habits = Habits { seed: self.chance.clone().next(), largest: 64, mixed: true };
+        // A load that takes all that there is leaves hardly anything to a resync, which gives way to clients.
+        let rest = if self.run.alone { Duration::from_millis(5) } else { Duration::ZERO };
+        let habits = Habits { seed: self.chance.clone().next(), largest: 64, mixed: true, rest };
         Load::with(&site.ledger, &site.mirror.exports(), 2, habits)
     }
 }
@@ -123,6 +133,8 @@ struct Site {
     mirror: Mirror,
     ledger: Arc<Ledger>,
     proxy: Option<Arc<Proxy>>,
+    /// What was answered before this time of the ledger must survive a promote.
+    in_step: u64,
 }
 
 impl Site {
@@ -141,7 +153,8 @@ impl Site {
         if let Some(proxy) = &proxy {
             plan.source.destination = Some(proxy.address);
         }
-        Site { mirror: plan.start(), ledger: Arc::new(Ledger::new(VOLUMES, BLOCKS, true)), proxy }
+        let ledger = Arc::new(Ledger::new(VOLUMES, BLOCKS, true));
+        Site { mirror: plan.start(), ledger, proxy, in_step: u64::MAX }
     }
 
     /// Starts whatever doesn't run.
@@ -151,6 +164,14 @@ impl Site {
             if !daemon.runs() {
                 daemon.restart();
             }
+        }
+    }
+
+    /// Starts the destination where it doesn't run.
+    #[track_caller]
+    fn restart_destination(&mut self) {
+        if !self.mirror.destination.runs() {
+            self.mirror.destination.restart();
         }
     }
 
@@ -164,20 +185,6 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         self.mirror.plan.dir.disable_cleanup(keep());
-    }
-}
-
-/// Copies a folder with all that is in it.
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("make a folder");
-    for entry in std::fs::read_dir(from).expect("list a folder") {
-        let entry = entry.expect("list a folder");
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &to);
-        } else {
-            std::fs::copy(entry.path(), to).expect("copy a file");
-        }
     }
 }
 
@@ -225,6 +232,43 @@ fn copy_again_and_again(run: &Run) {
     for number in 0..run.rounds {
         copies::play(&mut run.round(number), copies::begin(run));
     }
+}
+
+/// Outages, kills and resyncs, on one mirror.
+fn part_again_and_again(run: Run) {
+    let run = Run { alone: true, ..run };
+    let mut site = Site::start(&run);
+    for number in 0..run.rounds {
+        apart::play(&mut run.round(number), &mut site);
+    }
+}
+
+/// Each round has a mirror of its own, which is promoted at some moment of an outage or a resync.
+fn part_and_promote_again_and_again(run: Run) {
+    let run = Run { alone: true, ..run };
+    for number in 0..run.rounds {
+        apart::play_to_a_promote(&mut run.round(number), Site::start(&run));
+    }
+}
+
+#[test]
+fn outages_and_kills_always() {
+    part_again_and_again(Run::new("outages and kills", "always", true, 7));
+}
+
+#[test]
+fn outages_and_kills_flush() {
+    part_again_and_again(Run::new("outages and kills", "flush", true, 7));
+}
+
+#[test]
+fn outages_and_promotes_always() {
+    part_and_promote_again_and_again(Run::new("outages and promotes", "always", true, 4));
+}
+
+#[test]
+fn outages_and_promotes_flush() {
+    part_and_promote_again_and_again(Run::new("outages and promotes", "flush", true, 4));
 }
 
 #[test]

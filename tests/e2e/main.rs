@@ -8,6 +8,7 @@
 //! root (loop devices, mounts) fail as anyone else, unless `NBD_MIRROR_SKIP_ROOT=1` leaves them out. Where the kernel
 //! has no FUSE (`/dev/fuse`), those that make disks fail and lose their power are left out, and say so.
 
+mod apart;
 mod bad_clients;
 mod bad_devices;
 mod bad_peers;

@@ -42,7 +42,8 @@ impl Habits {
         let burst = cx.rng.pick(&self.bursts);
         for done in 0..burst {
             let Some(core) = &node.core else { return done };
-            if !core.accepting() || core.fenced() {
+            // While writes get errors, clients have less to do.
+            if !core.accepting() || core.fenced() || (core.failing() && cx.rng.chance(800)) {
                 return done;
             }
             self.request(node, model, cx);

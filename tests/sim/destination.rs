@@ -1,20 +1,23 @@
 //! Drives a destination's core as the engine does, on disks that fail.
 
-use crate::content::{BLOCK, SECTOR, Shelf, Vault, Word};
+use crate::content::{BLOCK, LogPiece, SECTOR, Shelf, Vault, Word, sum};
 use crate::context::Context;
 use crate::disk::{Crash, Disk, Ended, Faults, Io};
 use crate::link::{Link, Message};
 use crate::rare::Rare;
-use crate::source::{DEPTH, SUPERBLOCKS, VOLUMES, newest, torn_tail};
+use crate::source::{DEPTH, LOG, SUPERBLOCKS, VOLUMES, newest, torn_tail};
 use nbd_mirror::core::Place;
-use nbd_mirror::core::destination::{Destination, Effect, State, StoreOp};
-use nbd_mirror::core::index::Action;
-use nbd_mirror::core::recovery::{self, Damage, Halves as _};
+use nbd_mirror::core::destination::{Ask, Destination, Effect, StagingPlan, State, StoreOp, Written};
+use nbd_mirror::core::flush::FlushOp;
+use nbd_mirror::core::grains::Grains;
+use nbd_mirror::core::index::{Action, Found, Segment};
+use nbd_mirror::core::recovery::staged::{Scan, StagingDamage};
+use nbd_mirror::core::recovery::{self, Damage, Halves as _, Recovered};
 use nbd_mirror::format::checksum;
 use nbd_mirror::format::frame::{self, Header};
 use nbd_mirror::format::ids::Mark;
-use nbd_mirror::format::superblock::{Role, Superblock};
-use nbd_mirror::format::wire::{Report, Signal, Verdict};
+use nbd_mirror::format::superblock::{Phase, Role, Superblock};
+use nbd_mirror::format::wire::{Report, Signal, Sum, Verdict};
 use nbd_mirror::limits::BLOCK_BYTES;
 
 /// Names an operation under way.
@@ -29,7 +32,28 @@ pub enum Op {
     Apply,
     ImageSync(u16),
     Erase,
+    Append,
+    StagingSync,
+    StageRestart,
+    Free,
+    /// A segment of the log is read: where it starts, and its bytes.
+    Segment(u64, u64),
+    Drain,
+    DrainSync(u16),
+    Sum(usize),
 }
+
+/// A question whose range is being read.
+#[derive(Debug)]
+struct Summing {
+    ask: Ask,
+    words: Vec<Word>,
+    /// What the image has still to give.
+    segments: Vec<Segment>,
+}
+
+/// Appends under way.
+const APPEND_DEPTH: u32 = 4;
 
 pub struct DestinationNode {
     pub io: Io<Op>,
@@ -39,6 +63,16 @@ pub struct DestinationNode {
     /// Blocks that are still to be made void.
     loose_ends: Vec<(usize, u64)>,
     pub promoted: Option<Mark>,
+    pub plan: StagingPlan,
+    /// A promote has begun in this run, and whether it serves the images as they were before a resync.
+    promoting: bool,
+    pub serves_base: bool,
+    /// It was asked to settle, over this connection, and the order didn't begin anew yet.
+    settling: bool,
+    /// The log's part that is on its way to the images.
+    drain: Vec<Word>,
+    sums: Vec<Option<Summing>>,
+    answers: Vec<(u64, Vec<Sum>)>,
     /// A frame's place in memory is its place in its half.
     memory: [Vec<Word>; 2],
     effects: Vec<Effect>,
@@ -51,13 +85,20 @@ fn half_at(half: usize) -> Place {
 }
 
 impl DestinationNode {
-    pub fn new(disks: Vec<Disk>) -> DestinationNode {
+    pub fn new(disks: Vec<Disk>, plan: StagingPlan) -> DestinationNode {
         DestinationNode {
             io: Io::new(disks),
             core: None,
             starting: None,
             loose_ends: Vec::new(),
             promoted: None,
+            plan,
+            promoting: false,
+            serves_base: false,
+            settling: false,
+            drain: Vec::new(),
+            sums: Vec::new(),
+            answers: Vec::new(),
             memory: [Vec::new(), Vec::new()],
             effects: Vec::new(),
             pieces: Vec::new(),
@@ -66,7 +107,7 @@ impl DestinationNode {
 
     /// What if it were another machine with these disks?
     pub fn ghost(&self) -> DestinationNode {
-        DestinationNode { io: self.io.clone(), ..DestinationNode::new(Vec::new()) }
+        DestinationNode { io: self.io.clone(), ..DestinationNode::new(Vec::new(), self.plan) }
     }
 
     pub fn down(&self) -> bool {
@@ -75,7 +116,7 @@ impl DestinationNode {
 
     /// Begins a start as the engine does: what can be read is made stable, then read.
     pub fn start(&mut self, cx: &mut Context) -> Result<(), Damage> {
-        (0..=SUPERBLOCKS).for_each(|disk| self.io.sync_now(disk));
+        (0..=LOG).for_each(|disk| self.io.sync_now(disk));
         let found = newest(Role::Destination, self.io.disks[SUPERBLOCKS].words(), &cx.vault);
         let (mut superblock, torn) = found.expect("the destination has no state any more");
         cx.met.count_if(torn, Rare::DestinationTornState);
@@ -84,7 +125,12 @@ impl DestinationNode {
             self.memory[half].extend_from_slice(self.io.disks[half].words());
         }
         let shelf = Shelf { halves: [&self.memory[0], &self.memory[1]], vault: &cx.vault };
-        let recovered = recovery::recover(&shelf, superblock.source, superblock.clean, superblock.whole)?;
+        let recovered = if superblock.promoted {
+            // The images are served as they are, and nobody looks at the journal files any more.
+            Recovered { end: superblock.clean, ..Recovered::default() }
+        } else {
+            recovery::recover(&shelf, superblock.source, superblock.clean, superblock.whole)?
+        };
         cx.met.count(match (recovered.first.is_empty(), recovered.second.is_empty()) {
             (true, _) => Rare::DestinationFoundNothing,
             (false, true) => Rare::DestinationFoundOneFill,
@@ -94,8 +140,14 @@ impl DestinationNode {
         // The crash came after the promote's last write: the images are served as they are.
         self.promoted = superblock.promoted.then_some(superblock.clean);
         self.loose_ends = recovered.loose_ends(superblock.half_bytes).collect();
+        if superblock.staging.phase == Phase::Direct {
+            // What it holds was brought to the images, or never counted.
+            self.io.disks[LOG].truncate();
+        }
+        let touched = scan(&superblock, self.io.disks[LOG].words(), &cx.vault);
+        let touched = touched.unwrap_or_else(|damage| panic!("the staging log is {damage}"));
         superblock.generation += 2;
-        self.starting = Some(Destination::recover(superblock, recovered, |found| {
+        self.starting = Some(Destination::recover(superblock, self.plan, touched, recovered, |found| {
             let (half, position) = (found.header.fill.half(), found.header.position);
             let block = shelf.block(half, position).expect("a header that was found");
             recovery::records(&found.header, block, Place(half_at(half).0 + position + BLOCK_BYTES as u64))
@@ -109,10 +161,31 @@ impl DestinationNode {
         let applying = self.core.as_ref().is_some_and(|core| core.applies_under_way() > 0);
         cx.met.count_if(applying, Rare::DestinationCrashedInApply);
         cx.met.count_if(self.starting.is_some(), Rare::DestinationCrashedInRecovery);
+        if let Some(core) = &self.core {
+            let staging = core.superblock().staging.phase == Phase::Staging;
+            cx.met.count_if(staging, Rare::DestinationCrashedInStaging);
+            cx.met.count_if(self.settling, Rare::DestinationCrashedInSettling);
+            let appends = core.appends_under_way() > 0 || self.io.any(|op| matches!(op, Op::StagingSync));
+            cx.met.count_if(appends, Rare::DestinationCrashedInAppend);
+            cx.met.count_if(core.drains_under_way() > 0, Rare::DestinationCrashedInDrain);
+        }
+        (self.settling, self.promoting) = (false, false);
+        self.sums.clear();
+        self.answers.clear();
         self.io.crash(how, &mut cx.rng);
         (self.core, self.starting) = (None, None);
         self.promoted = None;
         self.effects.clear();
+    }
+
+    /// Whether a fill is on its way into the staging log.
+    pub fn appends(&self) -> bool {
+        self.core.as_ref().is_some_and(|core| core.appends_under_way() > 0)
+    }
+
+    /// Whether its state is being written, so that what is in memory isn't durable yet.
+    pub fn writes_state(&self) -> bool {
+        self.io.any(|op| matches!(op, Op::State))
     }
 
     /// A disk goes on with something. `Err`: it failed, and the engine stops.
@@ -133,7 +206,7 @@ impl DestinationNode {
                 }
             }
             Op::Void => drop(self.loose_ends.pop()),
-            _ => return self.complete(op),
+            _ => return self.complete(op, faults, cx),
         }
         if self.loose_ends.is_empty() {
             self.core = self.starting.take();
@@ -149,8 +222,12 @@ impl DestinationNode {
         self.io.write(op, SUPERBLOCKS, superblock.copy_offset() as usize / SECTOR, words, true);
     }
 
-    fn complete(&mut self, op: Op) -> Result<bool, ()> {
+    fn complete(&mut self, op: Op, faults: Faults, cx: &mut Context) -> Result<bool, ()> {
         let core = self.core.as_mut().expect("an operation of a destination that is up");
+        let log = matches!(op, Op::Append | Op::StagingSync | Op::StageRestart);
+        let full = log && faults.full > 0 && cx.rng.chance(faults.full);
+        cx.met.count_if(full, Rare::StagingNoRoom);
+        let written = if full { Written::NoRoom } else { Written::All };
         match op {
             Op::Start(_) | Op::Void => {}
             Op::Store(op) => core.handle_stored(op, &mut self.effects),
@@ -159,8 +236,41 @@ impl DestinationNode {
             Op::Apply => core.handle_applied(),
             Op::ImageSync(volume) => core.handle_image_synced(volume),
             Op::Erase => core.handle_erased(),
+            Op::Append => core.handle_appended(written),
+            Op::StagingSync => core.handle_staging_synced(written),
+            Op::StageRestart => core.handle_restart_staged(written, &mut self.effects),
+            Op::Free => core.handle_staging_freed(),
+            Op::Segment(start, bytes) => {
+                let at = start as usize / SECTOR;
+                self.drain.clear();
+                self.drain.extend_from_slice(&self.io.disks[LOG].words()[at..at + bytes as usize / SECTOR]);
+                let piece = LogPiece { start, words: &self.drain, vault: &cx.vault };
+                let outcome = core.handle_segment(&piece, half_at(2));
+                outcome.unwrap_or_else(|damage| panic!("the staging log is {damage}"));
+            }
+            Op::Drain => core.handle_drained(),
+            Op::DrainSync(volume) => core.handle_drain_synced(volume),
+            Op::Sum(number) => self.summed(number, cx),
         }
         Ok(true)
+    }
+
+    /// A question's range is read: what was in memory then, and the image's part as it is now.
+    fn summed(&mut self, number: usize, _: &Context) {
+        let Summing { ask, mut words, segments } = self.sums[number].take().expect("a question that is being read");
+        let image = self.io.disks[VOLUMES + usize::from(ask.volume)].words();
+        for segment in segments.iter().filter(|segment| segment.found == Found::Device) {
+            let (from, count) = (segment.offset as usize / SECTOR, segment.length as usize / SECTOR);
+            let at = from - ask.offset as usize / SECTOR;
+            words[at..at + count].copy_from_slice(&image[from..from + count]);
+        }
+        let core = self.core.as_mut().expect("it is up");
+        if !core.handle_summed() {
+            return;
+        }
+        let sectors = |block: std::ops::Range<usize>| block.start / SECTOR..block.end / SECTOR;
+        let of = |block: usize| if ask.knows(block) { sum(&words[sectors(ask.block(block))]) } else { Sum::default() };
+        self.answers.push((ask.id, (0..ask.count()).map(of).collect()));
     }
 
     /// The next message arrives, if it can be taken now.
@@ -171,6 +281,7 @@ impl DestinationNode {
                 if core.connected() {
                     core.handle_disconnected();
                 }
+                self.settling = false;
                 // A connection that ends before its hello was heard; or else the next one's hello is under way.
                 if !link.to_destination.iter().any(|message| matches!(message, Message::Hello(_))) {
                     link.closed_by_destination();
@@ -188,15 +299,30 @@ impl DestinationNode {
                     match verdict {
                         Verdict::Welcome => core.handle_connected(),
                         Verdict::Fenced => link.closed_by_destination(),
-                        Verdict::Refused => panic!("both sides are right, but the source is refused"),
+                        Verdict::Refused => {
+                            let full = core.staging_trouble().is_some();
+                            assert!(full, "both sides are right, but the source is refused");
+                            link.closed_by_destination();
+                        }
                     }
                 }
             },
-            Message::Signal(signal) => self.signal(signal, cx),
+            Message::Signal(signal) => {
+                if cx.trace {
+                    eprintln!("{:>25} {signal:?}", "signal");
+                }
+                if !self.signal(signal, cx) {
+                    self.core.as_mut().expect("it is up").handle_disconnected();
+                    link.closed_by_destination();
+                }
+            }
             Message::Frame(words) => {
                 let outcome = self.frame(&words, words.len(), &cx.vault);
                 if let Err(reason) = outcome {
-                    assert!(cx.rotten_frames > 0, "a frame is refused: {reason}");
+                    let core = self.core.as_ref().expect("it is up");
+                    // Where the log takes no more, it may be known before the connection is closed.
+                    let refused = cx.rotten_frames > 0 || core.staging_trouble().is_some();
+                    assert!(refused, "a frame is refused: {reason}; stored {}", core.stored());
                     cx.met.count(Rare::DamageOnTheWay);
                     self.core.as_mut().expect("it is up").handle_disconnected();
                     link.closed_by_destination();
@@ -211,7 +337,8 @@ impl DestinationNode {
         }
     }
 
-    fn signal(&mut self, signal: Signal, cx: &mut Context) {
+    /// False: the staging log takes no more, and the connection is to be closed.
+    fn signal(&mut self, signal: Signal, cx: &mut Context) -> bool {
         let core = self.core.as_mut().expect("it is up");
         let (memory, source) = (&self.memory, core.superblock().source);
         let shelf = Shelf { halves: [&memory[0], &memory[1]], vault: &cx.vault };
@@ -223,15 +350,21 @@ impl DestinationNode {
         let applied = core.superblock().clean.fill;
         let ahead = matches!(signal, Signal::Resume { common, .. } if common != core.stored());
         let outcome = core.handle_signal(signal, &mut rescan, &mut self.effects);
-        outcome.unwrap_or_else(|reason| panic!("the destination hangs up at {signal:?}: {reason}"));
+        if let Err(reason) = outcome {
+            assert!(core.staging_trouble().is_some(), "the destination hangs up at {signal:?}: {reason}");
+            return false;
+        }
         match signal {
-            Signal::Resume { from_scratch: true, .. } => cx.met.count(Rare::StartedOver),
-            Signal::Resume { .. } => {
+            Signal::Resume { .. } | Signal::Settle { .. } => {
+                self.settling = matches!(signal, Signal::Settle { .. });
                 cx.met.count_if(ahead, Rare::DestinationAhead);
                 cx.met.count_if(dropped_from.is_some(), Rare::DestinationDroppedPartOfFill);
             }
+            Signal::Restart { .. } => self.settling = false,
             Signal::Sync { last, .. } => cx.met.count_if(last.fill <= applied, Rare::SignalAgain),
+            Signal::Ping { .. } | Signal::Ask { .. } => {}
         }
+        true
     }
 
     /// A frame of which so many sectors arrive.
@@ -259,23 +392,31 @@ impl DestinationNode {
     /// Takes over: the connection ends with the word that the source is fenced.
     pub fn promote(&mut self, link: &mut Link) {
         let Some(core) = &mut self.core else { return };
+        self.settling = false;
         if core.connected() {
             core.handle_disconnected();
             link.send_to_source(Message::Report(Report::Fenced(core.superblock().epoch.next())));
             link.closed_by_destination();
+        }
+        if !std::mem::replace(&mut self.promoting, true) {
+            self.serves_base = core.superblock().staging.phase == Phase::Staging;
         }
         core.handle_promote(&mut self.effects);
     }
 
     /// The turn of the engine's loop.
     pub fn turn(&mut self, link: &mut Link, cx: &mut Context) {
+        for (id, sums) in self.answers.drain(..) {
+            link.send_to_source(Message::Sums(id, sums));
+        }
         let Some(core) = &mut self.core else { return };
+        let before = core.superblock().staging.phase;
         loop {
             core.handle_turn(&mut self.effects);
             if self.effects.is_empty() {
                 break;
             }
-            for effect in self.effects.drain(..) {
+            for effect in std::mem::take(&mut self.effects) {
                 match effect {
                     Effect::Report(report) => link.send_to_source(Message::Report(report)),
                     Effect::SyncFile(half) => self.io.sync(Op::FileSync, &[half]),
@@ -290,35 +431,133 @@ impl DestinationNode {
                     Effect::SyncImage(volume) => {
                         self.io.sync(Op::ImageSync(volume), &[VOLUMES + usize::from(volume)]);
                     }
+                    Effect::SyncStaging => self.io.sync(Op::StagingSync, &[LOG]),
+                    Effect::StageRestart(block, at) => {
+                        cx.met.count(Rare::RestartStaged);
+                        let words = cx.vault.keep(&block, BLOCK_BYTES).to_vec();
+                        self.io.write(Op::StageRestart, LOG, at as usize / SECTOR, words, true);
+                    }
+                    Effect::FreeStaging(range) => {
+                        let end = self.io.disks[LOG].words().len();
+                        let (from, to) = (range.start as usize / SECTOR, (range.end as usize / SECTOR).min(end));
+                        self.io.write(Op::Free, LOG, from.min(to), vec![0; to.saturating_sub(from)], false);
+                    }
+                    Effect::SyncDrained(volume) => {
+                        self.io.sync(Op::DrainSync(volume), &[VOLUMES + usize::from(volume)]);
+                    }
+                    Effect::Disconnect(reason) => {
+                        let full = core.staging_trouble().is_some() && !self.plan.best_effort;
+                        assert!(full, "the destination hangs up: {reason}");
+                        cx.met.count(Rare::StagingFullStopped);
+                        core.handle_disconnected();
+                        self.settling = false;
+                        link.closed_by_destination();
+                    }
                     Effect::Promoted(mark) => self.promoted = Some(mark),
                     Effect::Applied(_) => {}
                 }
             }
         }
+        let phase = core.superblock().staging.phase;
+        let given_up = before == Phase::Staging && phase == Phase::Draining && !core.superblock().whole;
+        cx.met.count_if(given_up, Rare::StagingFullGivenUp);
         while let Some(op) = core.next_store() {
             let mut words = self.io.words();
             words.extend_from_slice(&self.memory[op.half][op.start as usize / SECTOR..op.end as usize / SECTOR]);
             self.io.write(Op::Store(op), op.half, op.start as usize / SECTOR, words, op.stable);
         }
+        self.pump_images(cx);
+        self.pump_log(cx);
+        self.pump_sums();
+    }
+
+    /// What goes to the images from the halves.
+    fn pump_images(&mut self, cx: &mut Context) {
+        let Some(core) = &mut self.core else { return };
         let late = core.halves().iter().any(|half| half.state == State::Sealed) && core.apply_is_late();
         cx.met.count_if(late, Rare::ApplyLate);
         let depth = if late { DEPTH.1 } else { DEPTH.0 };
-        while core.applies_under_way() < depth
-            && let Some(op) = core.next_apply(&mut self.pieces)
+        let mut pieces = std::mem::take(&mut self.pieces);
+        while let Some(core) = &mut self.core
+            && core.applies_under_way() < depth
+            && let Some(op) = core.next_apply(&mut pieces)
         {
+            self.write_image(Op::Apply, op, &pieces);
+        }
+        self.pieces = pieces;
+    }
+
+    /// What goes into the staging log, and from there to the images.
+    fn pump_log(&mut self, cx: &mut Context) {
+        let Some(core) = &mut self.core else { return };
+        let draining = core.superblock().staging.phase == Phase::Draining;
+        while core.appends_under_way() < APPEND_DEPTH
+            && let Some(op) = core.next_append()
+        {
+            cx.met.count_if(draining, Rare::AppendedWhileDraining);
             let mut words = self.io.words();
-            match op.run.action {
-                Action::Write => {
-                    for (place, bytes) in &self.pieces {
-                        let at = (place.0 & 0xff_ffff_ffff) as usize / SECTOR;
-                        let half = &self.memory[(place.0 >> 40) as usize];
-                        words.extend_from_slice(&half[at..at + *bytes as usize / SECTOR]);
-                    }
+            words.extend_from_slice(&self.memory[op.half][op.start as usize / SECTOR..op.end as usize / SECTOR]);
+            self.io.write(Op::Append, LOG, op.at as usize / SECTOR, words, false);
+        }
+        if let Some(range) = core.next_segment() {
+            cx.met.count_if(range.start > 0, Rare::DrainedInSegments);
+            self.io.read(Op::Segment(range.start, range.end - range.start));
+        }
+        let depth = if core.drain_is_late() { DEPTH.1 } else { DEPTH.0 };
+        let mut pieces = std::mem::take(&mut self.pieces);
+        while let Some(core) = &mut self.core
+            && core.drains_under_way() < depth
+            && let Some(op) = core.next_drain(&mut pieces)
+        {
+            self.write_image(Op::Drain, op, &pieces);
+        }
+        self.pieces = pieces;
+    }
+
+    fn write_image(&mut self, name: Op, op: FlushOp, pieces: &[(Place, u64)]) {
+        let mut words = self.io.words();
+        match op.run.action {
+            Action::Write => pieces.iter().for_each(|(place, bytes)| self.read_memory(*place, *bytes, &mut words)),
+            Action::Zero { .. } => words.resize(op.run.length as usize / SECTOR, 0),
+        }
+        let disk = VOLUMES + usize::from(op.volume);
+        self.io.write(name, disk, op.run.offset as usize / SECTOR, words, false);
+    }
+
+    fn read_memory(&self, place: Place, bytes: u64, words: &mut Vec<Word>) {
+        let at = (place.0 & 0xff_ffff_ffff) as usize / SECTOR;
+        let memory = self.memory.get((place.0 >> 40) as usize).unwrap_or(&self.drain);
+        words.extend_from_slice(&memory[at..at + bytes as usize / SECTOR]);
+    }
+
+    /// Questions: what is in memory is taken at once, what is on the images is read later.
+    fn pump_sums(&mut self) {
+        let mut segments = Vec::new();
+        while let Some(ask) = self.core.as_mut().and_then(|core| core.next_ask(&mut segments)) {
+            let mut words = Vec::with_capacity(ask.length as usize / SECTOR);
+            for segment in &segments {
+                match segment.found {
+                    Found::Memory(place) => self.read_memory(place, segment.length, &mut words),
+                    Found::Zeros | Found::Device => words.resize(words.len() + segment.length as usize / SECTOR, 0),
                 }
-                Action::Zero { .. } => words.resize(op.run.length as usize / SECTOR, 0),
             }
-            let disk = VOLUMES + usize::from(op.volume);
-            self.io.write(Op::Apply, disk, op.run.offset as usize / SECTOR, words, false);
+            let free = self.sums.iter().position(Option::is_none).unwrap_or_else(|| {
+                self.sums.push(None);
+                self.sums.len() - 1
+            });
+            self.sums[free] = Some(Summing { ask, words, segments: segments.clone() });
+            self.io.read(Op::Sum(free));
         }
     }
+}
+
+/// Reads a staging log as a start does: what it touches, if it is all there.
+pub fn scan(superblock: &Superblock, log: &[Word], vault: &Vault) -> Result<Grains, StagingDamage> {
+    let mut scan = Scan::new(superblock);
+    while let Some(range) = scan.wants() {
+        let words = log.get(range.start as usize / SECTOR..range.end as usize / SECTOR);
+        let words = words.ok_or(StagingDamage { at: range.start, reason: "shorter than the state says".into() })?;
+        scan.take(&LogPiece { start: range.start, words, vault })?;
+    }
+    scan.finish()
 }

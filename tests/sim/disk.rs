@@ -28,11 +28,33 @@ pub struct Disk {
     cache: Vec<Cached>,
     /// Writes that have left the cache, of all time.
     settled: u64,
+    /// A file that becomes longer where it is written beyond its end.
+    grows: bool,
 }
 
 impl Disk {
     pub fn new(words: Vec<Word>) -> Disk {
         Disk { stable: words.clone(), view: words, ..Disk::default() }
+    }
+
+    /// An empty file, which becomes longer as it is written.
+    pub fn file() -> Disk {
+        Disk { grows: true, ..Disk::default() }
+    }
+
+    /// Its contents are given up.
+    pub fn truncate(&mut self) {
+        self.settled += self.cache.len() as u64;
+        self.cache.clear();
+        self.view.clear();
+        self.stable.clear();
+    }
+
+    fn grow(&mut self, sectors: usize) {
+        if self.grows && self.view.len() < sectors {
+            self.view.resize(sectors, 0);
+            self.stable.resize(sectors, 0);
+        }
     }
 
     /// What reads see.
@@ -101,6 +123,8 @@ pub enum Ended {
 pub struct Faults {
     pub short: u64,
     pub failed: u64,
+    /// A staging log's file system has no room.
+    pub full: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -131,6 +155,7 @@ impl<Op: Copy> Io<Op> {
 
     /// Starts a write at a sector; `stable`: it is on stable storage when it completes.
     pub fn write(&mut self, op: Op, disk: usize, at: usize, words: Vec<Word>, stable: bool) {
+        self.disks[disk].grow(at + words.len());
         assert!(at + words.len() <= self.disks[disk].view.len(), "a write beyond the end of disk {disk}");
         self.under_way.push((op, Work::Write { disk, at, words, stable }));
     }
@@ -142,6 +167,11 @@ impl<Op: Copy> Io<Op> {
 
     pub fn read(&mut self, op: Op) {
         self.under_way.push((op, Work::Read));
+    }
+
+    /// Whether such an operation is under way.
+    pub fn any(&self, is: impl Fn(&Op) -> bool) -> bool {
+        self.under_way.iter().any(|(op, _)| is(op))
     }
 
     pub fn idle(&self) -> bool {

@@ -1,19 +1,20 @@
 //! What if? Questions that are asked of copies, so that the world goes on as if nothing had been asked.
 
-use crate::content::{SECTOR, Shelf, rot as flip_bit};
+use crate::content::{LogPiece, SECTOR, Shelf, rot as flip_bit};
 use crate::context::Context;
-use crate::destination::DestinationNode;
+use crate::destination::{DestinationNode, scan};
 use crate::disk::{Crash, Disk, Faults};
 use crate::link::Link;
 use crate::model::Model;
 use crate::pair::Pair;
 use crate::rare::Rare;
-use crate::source::{SUPERBLOCKS, VOLUMES, newest};
+use crate::source::{LOG, MAP, SUPERBLOCKS, VOLUMES, load_map, newest};
 use nbd_mirror::core::Place;
+use nbd_mirror::core::recovery::staged::{Entry as LogEntry, Walk};
 use nbd_mirror::core::recovery::{self, Found, Halves};
 use nbd_mirror::format::frame::Header;
 use nbd_mirror::format::ids::{Mark, Seq};
-use nbd_mirror::format::superblock::Role;
+use nbd_mirror::format::superblock::{Phase, Role, Superblock};
 use nbd_mirror::limits::BLOCK_BYTES;
 
 /// What if the destination crashed now, and were promoted? It must come to an image that is a prefix of the order with
@@ -21,13 +22,22 @@ use nbd_mirror::limits::BLOCK_BYTES;
 pub fn promote(mirror: &DestinationNode, how: Crash, lost: bool, model: &mut Model, cx: &mut Context) {
     // What a copy meets counts for nothing.
     let met = cx.met.clone();
-    promote_copy(mirror, how, lost, model, cx);
+    let phase = promote_copy(mirror, how, lost, model, cx);
     cx.met = met;
+    cx.met.count_if(phase == Some(Phase::Staging), Rare::GhostWhileStaging);
+    cx.met.count_if(phase == Some(Phase::Draining), Rare::GhostWhileDraining);
 }
 
-fn promote_copy(mirror: &DestinationNode, how: Crash, lost: bool, model: &mut Model, cx: &mut Context) {
+fn promote_copy(
+    mirror: &DestinationNode,
+    how: Crash,
+    lost: bool,
+    model: &mut Model,
+    cx: &mut Context,
+) -> Option<Phase> {
     let core = mirror.core.as_ref().expect("a mirror that is up");
-    let lost = lost && !(core.promotable() && model.complete(core.stored().digest));
+    let lost = lost && !(core.promotable() && model.complete_there(core.base().unwrap_or(core.stored()).digest));
+    let promotable = core.promotable();
     let mut ghost = mirror.ghost();
     ghost.io.crash(how, &mut cx.rng);
     ghost.start(cx).unwrap_or_else(|damage| panic!("the destination's journal files: {damage}"));
@@ -35,8 +45,10 @@ fn promote_copy(mirror: &DestinationNode, how: Crash, lost: bool, model: &mut Mo
         assert!(ghost.step(Faults::default(), cx).expect("a disk without faults"), "the start waits for nothing");
     }
     if !ghost.core.as_ref().is_some_and(|core| core.promotable()) {
-        return;
+        assert!(!promotable, "it was promotable, and isn't any more after a crash");
+        return None;
     }
+    let phase = ghost.core.as_ref().map(|core| core.superblock().staging.phase);
     let mut nowhere = Link::default();
     ghost.turn(&mut nowhere, cx);
     ghost.promote(&mut nowhere);
@@ -47,13 +59,26 @@ fn promote_copy(mirror: &DestinationNode, how: Crash, lost: bool, model: &mut Mo
         ghost.turn(&mut nowhere, cx);
     }
     let mark = ghost.promoted.expect("it is promoted");
-    check_promoted(&ghost, mark, lost || how == Crash::Power, model, cx);
+    check_promoted(&ghost, mark, phase == Some(Phase::Staging), lost || how == Crash::Power, model, cx);
+    phase
 }
 
-/// The images must be the order's prefix up to the mark, on stable storage.
-pub fn check_promoted(mirror: &DestinationNode, mark: Mark, power: bool, model: &mut Model, cx: &mut Context) {
-    model.check(mark.digest, power, "the promoted destination");
-    cx.met.count_if(!model.complete(mark.digest), Rare::DestinationLostUnpromised);
+/// The images must be the order's prefix up to the mark, on stable storage. `base`: they are what they were before a resync.
+pub fn check_promoted(
+    mirror: &DestinationNode,
+    mark: Mark,
+    base: bool,
+    power: bool,
+    model: &mut Model,
+    cx: &mut Context,
+) {
+    if base {
+        // They are stable, so no power cut takes anything from them.
+        model.check_base(mark.digest);
+    } else {
+        model.check_there(mark.digest, power);
+        cx.met.count_if(!model.complete_there(mark.digest), Rare::DestinationLostUnpromised);
+    }
     for (volume, expected) in model.state(mark.digest).iter().enumerate() {
         let image = mirror.io.disks[VOLUMES + volume].stable();
         let differs = image.iter().zip(expected).position(|(a, b)| a != b);
@@ -62,10 +87,23 @@ pub fn check_promoted(mirror: &DestinationNode, mark: Mark, power: bool, model: 
 }
 
 /// The last record that any header in these halves says was stored on both sides.
-fn vouched(shelf: &Shelf, chain: &[Found]) -> Seq {
+fn vouched(role: Role, shelf: &Shelf, chain: &[Found]) -> Seq {
     let header = |found: &Found| shelf.block(found.header.fill.half(), found.header.position);
     let whole = chain.iter().filter_map(header).filter_map(|block| Header::parse(block).ok());
-    whole.map(|header| header.committed).max().unwrap_or_default()
+    whole.map(|header| word(role, &header)).max().unwrap_or_default()
+}
+
+/// What a header says to be stored, to a start of that side.
+fn word(role: Role, header: &Header) -> Seq {
+    if role == Role::Source { header.committed.max(header.stable_here) } else { header.committed }
+}
+
+/// What a start of that side makes of its halves.
+fn recover(role: Role, shelf: &Shelf, superblock: &Superblock) -> Result<recovery::Recovered, recovery::Damage> {
+    match role {
+        Role::Source => recovery::recover_source(shelf, superblock.source, superblock.clean),
+        Role::Destination => recovery::recover(shelf, superblock.source, superblock.clean, superblock.whole),
+    }
 }
 
 /// What if a bit had flipped in a journal, or in a superblock, of a side that is then started?
@@ -79,15 +117,84 @@ pub fn rot(pair: &Pair, cx: &mut Context) {
         io.crash(Crash::Kill, &mut cx.rng);
         (Role::Destination, io.disks)
     };
-    if cx.rng.chance(300) { rot_superblock(role, disks, pair, cx) } else { rot_frame(role, disks, cx) }
+    match cx.rng.below(10) {
+        0..3 => rot_superblock(role, disks, pair, cx),
+        3..5 if role == Role::Source => rot_map(disks, cx),
+        3..6 => rot_log(disks, cx),
+        _ => rot_frame(role, disks, cx),
+    }
+}
+
+/// A sector of a dirty bitmap that can't be read makes all that it stands for dirty, and takes no other mark away.
+fn rot_map(mut disks: Vec<Disk>, cx: &mut Context) {
+    let Some((superblock, _)) = newest(Role::Source, disks[SUPERBLOCKS].words(), &cx.vault) else { return };
+    let (right, unreadable) = load_map(&superblock, disks[MAP].words(), &cx.vault);
+    let victim = cx.rng.below(superblock.volumes.len());
+    flip_bit(&mut disks[MAP].words_mut()[victim]);
+    let (found, now) = load_map(&superblock, disks[MAP].words(), &cx.vault);
+    if unreadable > 0 {
+        return;
+    }
+    assert_eq!(now, 1, "a rotten sector of the dirty bitmap is read");
+    for (volume, facts) in superblock.volumes.iter().enumerate() {
+        let mut at = 0;
+        while let Some(run) = right.grains().next(volume as u16, at) {
+            for byte in run.clone().step_by(superblock.grain_bytes as usize) {
+                assert!(found.grains().touched(volume as u16, byte..byte + 1), "rot takes a mark away");
+            }
+            at = run.end;
+        }
+        let all = (0..facts.size_bytes).step_by(superblock.grain_bytes as usize);
+        let dirty = |byte: u64| found.grains().touched(volume as u16, byte..byte + 1);
+        assert!(volume != victim || all.into_iter().all(dirty), "what can't be read isn't dirty");
+    }
+    cx.met.count(Rare::MapRotIsDirty);
+}
+
+/// Rot in a staging log is reported by a start, at its place.
+fn rot_log(disks: Vec<Disk>, cx: &mut Context) {
+    let Some((superblock, _)) = newest(Role::Destination, disks[SUPERBLOCKS].words(), &cx.vault) else { return };
+    if superblock.staging.phase == Phase::Direct || superblock.staging.head == superblock.staging.tail {
+        return;
+    }
+    let mut log = disks[LOG].words().to_vec();
+    let mut walk = Walk::new(superblock.source, &superblock.staging);
+    // Each entry's place, and the sectors that somebody looks at: not what only fills up a block.
+    let mut entries: Vec<(u64, Vec<usize>)> = Vec::new();
+    let piece = LogPiece { start: 0, words: &log[..superblock.staging.tail as usize / SECTOR], vault: &cx.vault };
+    loop {
+        let at = walk.at();
+        let Some(entry) = walk.next(&piece).unwrap_or_else(|damage| panic!("the staging log is {damage}")) else {
+            break;
+        };
+        let mut sectors: Vec<usize> = (at as usize / SECTOR..at as usize / SECTOR + 8).collect();
+        if let LogEntry::Frame(records) = entry {
+            for (record, place) in records {
+                let from = place.0 as usize / SECTOR;
+                sectors.extend(from..from + record.payload_bytes() / SECTOR);
+            }
+        }
+        entries.push((at, sectors));
+    }
+    let (at, sectors) = &entries[cx.rng.below(entries.len())];
+    flip_bit(&mut log[cx.rng.pick(sectors)]);
+    match scan(&superblock, &log, &cx.vault) {
+        Err(damage) => assert_eq!(damage.at, *at, "{damage}, but the rot is elsewhere"),
+        Ok(_) => panic!("rot in the staging log at byte {at} goes unnoticed"),
+    }
+    cx.met.count(Rare::StagingRotReported);
 }
 
 fn rot_frame(role: Role, disks: Vec<Disk>, cx: &mut Context) {
     let Some((superblock, _)) = newest(role, disks[SUPERBLOCKS].words(), &cx.vault) else { return };
+    if superblock.promoted {
+        // Nobody looks at the journal files any more.
+        return;
+    }
     let counts = role == Role::Source || superblock.whole;
     let mut halves = [disks[0].words().to_vec(), disks[1].words().to_vec()];
     let shelf = Shelf { halves: [&halves[0], &halves[1]], vault: &cx.vault };
-    let Ok(right) = recovery::recover(&shelf, superblock.source, superblock.clean, counts) else { return };
+    let Ok(right) = recover(role, &shelf, &superblock) else { return };
     let chain: Vec<Found> = right.first.iter().chain(&right.second).copied().collect();
     if chain.is_empty() {
         return;
@@ -103,8 +210,8 @@ fn rot_frame(role: Role, disks: Vec<Disk>, cx: &mut Context) {
     let sectors: Vec<usize> = (0..BLOCK_BYTES / SECTOR).chain(sectors).collect();
     flip_bit(&mut halves[half][at + cx.rng.pick(&sectors)]);
     let shelf = Shelf { halves: [&halves[0], &halves[1]], vault: &cx.vault };
-    let vouched = if counts { vouched(&shelf, &chain) } else { Seq::default() };
-    match recovery::recover(&shelf, superblock.source, superblock.clean, counts) {
+    let vouched = if counts { vouched(role, &shelf, &chain) } else { Seq::default() };
+    match recover(role, &shelf, &superblock) {
         Err(damage) => {
             let place = (damage.fill, damage.position);
             // Where a crash tore the next fill's first frame as well, nobody can tell which of the two is missed.
@@ -138,8 +245,10 @@ fn rot_superblock(role: Role, mut disks: Vec<Disk>, pair: &Pair, cx: &mut Contex
         let knows = after.epoch > pair.epoch() && after.promoted;
         assert!(knows, "one rotten copy makes the destination forget that it was promoted");
     }
-    let right = recovery::recover(&shelf, before.source, before.clean, role == Role::Source || before.whole);
-    let found = recovery::recover(&shelf, after.source, after.clean, role == Role::Source || after.whole);
+    if after.promoted {
+        return cx.met.count(Rare::RottenSuperblockSurvived);
+    }
+    let (right, found) = (recover(role, &shelf, &before), recover(role, &shelf, &after));
     if let (Ok(right), Ok(found)) = (right, found) {
         // What isn't whole has nothing to lose.
         let counts = role == Role::Source || after.whole;

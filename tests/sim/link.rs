@@ -3,7 +3,7 @@
 use crate::content::Word;
 use crate::rng::Rng;
 use nbd_mirror::format::superblock::Superblock;
-use nbd_mirror::format::wire::{Report, Signal, Welcome};
+use nbd_mirror::format::wire::{Report, Signal, Sum, Welcome};
 use std::collections::VecDeque;
 
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub enum Message {
     Torn(Vec<Word>, usize),
     Welcome(Box<Welcome>),
     Report(Report),
+    /// The answer to a question.
+    Sums(u64, Vec<Sum>),
     Closed,
 }
 

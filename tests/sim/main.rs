@@ -24,9 +24,9 @@ mod world;
 use runner::{Outcome, replay, run};
 
 /// Seeds of `make sim`.
-const SEEDS: u64 = 10_000;
+const SEEDS: u64 = 8_000;
 /// Seeds that must have met every rare state.
-const ENOUGH: u64 = 10_000;
+const ENOUGH: u64 = 8_000;
 
 fn variable(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;

@@ -2,7 +2,12 @@
 //! everything is compared with.
 //!
 //! A digest names a history: frames are kept by the digest after them, with the frame before. So whatever a side holds,
-//! what must be in it is known exactly, also where a crash made the source go on from an earlier frame.
+//! what must be in it is known exactly, also where a crash made the source go on from an earlier frame, and where the
+//! order began anew at a destination behind a frame that it doesn't hold.
+//!
+//! Who answered decides who promised. Every answer is the source's promise: after a crash it must hold the record, as far
+//! as its durability says so. Only what was answered while it waited for its destination is the destination's promise,
+//! too; what a source answers alone is none, until something behind it is answered by both.
 
 use crate::content::{ByDigest, SECTOR, Word};
 use nbd_mirror::core::half::Ticket;
@@ -23,6 +28,8 @@ struct Part {
     /// Whether its answer promises stable storage for all before it.
     forced: bool,
     answered: bool,
+    /// It got an error: it may or may not come to be.
+    failed: bool,
 }
 
 #[derive(Debug)]
@@ -32,6 +39,13 @@ struct Frame {
     parts: Range<u32>,
     /// Frames up to and with this one.
     height: usize,
+}
+
+/// Frames that a destination promised.
+#[derive(Debug, Clone, Copy, Default)]
+struct Promised {
+    answered: usize,
+    durable: usize,
 }
 
 #[derive(Debug)]
@@ -50,6 +64,12 @@ pub struct Model {
     /// Frames up to which everything was answered, and up to which the answers promised stable storage.
     answered: usize,
     durable: usize,
+    /// The same of what was answered by both sides.
+    together: Promised,
+    /// What a destination must hold that serves its old images, for a resync isn't complete.
+    floor: usize,
+    /// Failed parts that may or may not be seen yet, in order.
+    loose: Vec<u32>,
     /// A state that was computed before: its height and its volumes.
     known: (usize, Volumes),
     /// Every answered part in the order of the answers, for reads that take a while.
@@ -79,6 +99,9 @@ impl Model {
             origin,
             answered: 0,
             durable: 0,
+            together: Promised::default(),
+            floor: 0,
+            loose: Vec::new(),
             history: Vec::new(),
             fence: None,
         }
@@ -93,6 +116,7 @@ impl Model {
             word,
             forced: record.kind == Kind::Flush || record.flags & RECORD_FUA != 0,
             answered: false,
+            failed: false,
         });
         Ticket(self.parts.len() as u32 - 1)
     }
@@ -109,26 +133,61 @@ impl Model {
         self.chain.push(number);
     }
 
-    /// A record is answered. `always`: the answer promises stable storage.
-    pub fn answer(&mut self, ticket: Ticket, always: bool) {
+    /// A record is answered. `always`: the answer promises stable storage. `alone`: the destination promises nothing.
+    pub fn answer(&mut self, ticket: Ticket, always: bool, alone: bool) {
         let part = &mut self.parts[ticket.0 as usize];
-        assert!(!part.answered, "request {} is answered twice", ticket.0);
+        assert!(!part.answered && !part.failed, "request {} is answered twice", ticket.0);
         part.answered = true;
-        apply(&mut self.now, part);
-        self.history.push(ticket.0);
+        let forced = part.forced;
         // Answers come in the order of the frames.
         let holds = |height: &usize| self.frames[self.chain[*height] as usize].parts.contains(&ticket.0);
         let from = self.answered.saturating_sub(1);
         let height = (from..self.chain.len()).find(holds).expect("an answer to what is in no frame of this run") + 1;
+        // So what failed before it has come to be.
+        self.see_failed(ticket.0);
+        apply(&mut self.now, &self.parts[ticket.0 as usize]);
+        self.history.push(ticket.0);
         self.answered = height;
-        if always || part.forced {
+        let durable = always || forced;
+        if durable {
             self.durable = height;
         }
-        assert!(
-            self.fence.is_none_or(|fence| height <= fence),
-            "request {} is answered by a fenced source, and the promoted image doesn't hold it",
-            ticket.0
-        );
+        if !alone {
+            self.together.answered = height;
+            if durable {
+                self.together.durable = height;
+            }
+            assert!(
+                self.fence.is_none_or(|fence| height <= fence),
+                "request {} is answered by a fenced source, and the promoted image doesn't hold it",
+                ticket.0
+            );
+        }
+    }
+
+    /// A record gets an error. It may come to be all the same, if it is in a frame.
+    pub fn fail(&mut self, ticket: Ticket) {
+        let part = &mut self.parts[ticket.0 as usize];
+        assert!(!part.answered && !part.failed, "request {} is answered twice", ticket.0);
+        part.failed = true;
+        let from = self.answered.saturating_sub(1);
+        if self.chain[from..].iter().any(|number| self.frames[*number as usize].parts.contains(&ticket.0)) {
+            self.loose.push(ticket.0);
+        }
+    }
+
+    /// What failed is seen by reads at last, up to that part: all before something that was answered.
+    fn see_failed(&mut self, until: u32) {
+        while let Some(ticket) = self.loose.first().copied().filter(|ticket| *ticket < until) {
+            self.loose.remove(0);
+            apply(&mut self.now, &self.parts[ticket as usize]);
+            self.history.push(ticket);
+        }
+    }
+
+    /// All that is in a frame is stored on both sides.
+    pub fn all_seen(&mut self) {
+        self.see_failed(u32::MAX);
     }
 
     /// How many frames of the source's branch a boundary has behind it, and the frames beyond that it has of its own.
@@ -179,11 +238,41 @@ impl Model {
         self.fork(end).0 >= self.answered
     }
 
-    /// Demands that everything promised is held at a boundary. `power`: what isn't stable may have been lost.
-    pub fn check(&self, end: Digest, power: bool, whose: &str) {
+    /// Whether a boundary has everything behind it that a destination promised.
+    pub fn complete_there(&self, end: Digest) -> bool {
+        self.fork(end).0 >= self.together.answered
+    }
+
+    /// Demands that the source holds everything promised. `power`: what isn't stable may have been lost.
+    pub fn check(&self, end: Digest, power: bool) {
         let (height, _) = self.fork(end);
         let promised = if power { self.durable } else { self.answered };
-        assert!(height >= promised, "{whose} holds {height} frames, but what is in frame {promised} was answered");
+        assert!(height >= promised, "the source holds {height} frames, but what is in frame {promised} was answered");
+    }
+
+    /// Demands the same of a destination that would serve what it holds up to a boundary.
+    pub fn check_there(&self, end: Digest, power: bool) {
+        let (height, _) = self.fork(end);
+        let promised = if power { self.together.durable } else { self.together.answered };
+        assert!(
+            height >= promised,
+            "the promoted destination holds {height} frames, but what is in frame {promised} was answered by both"
+        );
+    }
+
+    /// Demands the same of one that would serve its images as they were before a resync.
+    pub fn check_base(&self, end: Digest) {
+        let (height, floor) = (self.fork(end).0, self.floor);
+        assert!(
+            height >= floor,
+            "the image of before the resync holds {height} frames, but what is in frame {floor} was answered by both before it"
+        );
+    }
+
+    /// The destination's images take what comes: should a resync begin now, they must hold this. `lost`: a power cut may
+    /// have taken what was promised without stable storage.
+    pub fn lay_floor(&mut self, lost: bool) {
+        self.floor = if lost { self.together.durable } else { self.together.answered };
     }
 
     /// The source has started again and holds this: reads see all of it, and answers that promised less are void.
@@ -191,16 +280,26 @@ impl Model {
         let (height, beyond) = self.fork(end);
         assert!(beyond.is_empty(), "the source holds frames that it never had");
         self.now = self.state(end);
+        self.loose.clear();
         self.chain.truncate(height);
         self.answered = self.answered.min(height);
         self.durable = self.durable.min(height);
+        self.together.answered = self.together.answered.min(height);
+        self.together.durable = self.together.durable.min(height);
+        self.floor = self.floor.min(height);
     }
 
-    /// From now on nothing may be answered that this boundary doesn't hold; with one exception. `lost`: a power cut took
-    /// what the destination had acknowledged without a promise that it survives one; that may be answered still.
+    /// From now on nothing may be answered by both that this boundary doesn't hold; with one exception. `lost`: the
+    /// destination may have acknowledged more, and the word may still be on its way. So where a power cut took what it had
+    /// acknowledged without a promise that it survives one, and where it serves its images as they were before a resync.
     pub fn fence(&mut self, end: Digest, lost: bool) {
         let acknowledged = if lost { self.chain.len() } else { 0 };
         self.fence = Some(self.fork(end).0.max(acknowledged));
+    }
+
+    /// Whether another side was promoted.
+    pub fn fenced(&self) -> bool {
+        self.fence.is_some()
     }
 
     /// The moment at which a read begins.
@@ -210,7 +309,7 @@ impl Model {
 
     /// Whether a sector may be seen as this by a read that began at a moment, when it was `then`.
     pub fn allows(&self, word: Word, then: Word, moment: usize, volume: usize, sector: usize) -> bool {
-        let later = self.history[moment..].iter().map(|part| &self.parts[*part as usize]);
+        let later = self.history[moment..].iter().chain(&self.loose).map(|part| &self.parts[*part as usize]);
         let mut covering = later.filter(|part| part.volume == volume && part.sectors.contains(&sector));
         let at = |part: &Part| if part.word == 0 { 0 } else { part.word + (sector - part.sectors.start) as u64 };
         word == then || covering.any(|part| at(part) == word)

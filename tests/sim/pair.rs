@@ -5,15 +5,16 @@ use crate::content::{SECTOR, Word};
 use crate::context::Context;
 use crate::destination::DestinationNode;
 use crate::disk::{Crash, Faults};
-use crate::link::Link;
+use crate::link::{Link, Message};
 use crate::model::{Model, Volumes};
 use crate::rare::Rare;
 use crate::source::{SUPERBLOCKS, SourceNode, VOLUMES, disks, newest};
 use nbd_mirror::core::Durability;
-use nbd_mirror::core::destination::State as FillState;
+use nbd_mirror::core::destination::{StagingPlan, State as FillState};
+use nbd_mirror::core::policy::{OnDisconnect, Policy};
 use nbd_mirror::core::source::Shape;
-use nbd_mirror::format::ids::{Digest, Epoch, Id, Mark};
-use nbd_mirror::format::superblock::{Role, Superblock, Volume};
+use nbd_mirror::format::ids::{Digest, Epoch, Id};
+use nbd_mirror::format::superblock::{Phase, Role, Superblock, Volume};
 use nbd_mirror::limits::MAX_FRAME_BYTES;
 use std::time::Duration;
 
@@ -41,9 +42,12 @@ pub enum Event {
     Promote,
     GhostPromote,
     GhostRot,
+    Outage,
+    Policy,
+    Verify,
 }
 
-pub const EVENTS: [Event; 21] = [
+pub const EVENTS: [Event; 24] = [
     Event::SourceDisk,
     Event::MirrorDisk,
     Event::ToDestination,
@@ -65,6 +69,9 @@ pub const EVENTS: [Event; 21] = [
     Event::Promote,
     Event::GhostPromote,
     Event::GhostRot,
+    Event::Outage,
+    Event::Policy,
+    Event::Verify,
 ];
 
 /// Events from here on aren't needed for the two to come into step.
@@ -84,6 +91,8 @@ pub struct Pair {
     source_down: Crash,
     mirror_lost: bool,
     promoted_down: Crash,
+    /// So many events long the two can't reach each other.
+    outage: usize,
     /// The operator wants a promote.
     promoting: bool,
     tokens: u64,
@@ -91,7 +100,8 @@ pub struct Pair {
 
 /// Volumes with something on them, or nothing.
 fn volumes(cx: &mut Context) -> Volumes {
-    let sizes: &[usize] = cx.rng.pick(&[&[192], &[64, 64, 64], &[64, 256], &[5120], &[2300, 128]]);
+    let sizes: &[usize] =
+        cx.rng.pick(&[&[192], &[192], &[64, 64, 64], &[64, 64, 64], &[64, 256], &[5120], &[2300, 128], &[64, 20480]]);
     let mut base: Volumes = sizes.iter().map(|size| vec![0; *size]).collect();
     if cx.rng.chance(700) {
         for volume in &mut base {
@@ -114,37 +124,38 @@ impl Pair {
             name: format!("vol{index}"),
             size_bytes: (words.len() * SECTOR) as u64,
             block_bytes: SECTOR as u32,
-            copied_bytes: 0,
         };
-        let identity = Superblock {
-            role: Role::Source,
-            generation: 2,
-            source: Id([number + 1; 16]),
-            name: format!("source{number}"),
-            half_bytes: (MAX_FRAME_BYTES + cx.rng.pick(&[0, 64 << 10, 256 << 10])) as u64,
-            epoch: Epoch(1),
-            fenced_by: Epoch(0),
-            incarnation: 0,
-            clean: Mark::default(),
-            whole: false,
-            promoted: false,
-            volumes: base.iter().enumerate().map(facts).collect(),
+        let half_bytes = (MAX_FRAME_BYTES + cx.rng.pick(&[0, 64 << 10, 256 << 10])) as u64;
+        let (id, name) = (Id([number + 1; 16]), format!("source{number}"));
+        let volumes = base.iter().enumerate().map(facts).collect();
+        let first = Superblock::first(Role::Source, id, &name, half_bytes, Epoch(1), volumes);
+        let identity = Superblock { generation: 2, grain_bytes: cx.rng.pick(&[4096, 64 << 10]), ..first };
+        let shape = Shape {
+            durability,
+            mirrored: true,
+            policy: policy(cx),
+            max_age: Duration::from_secs(10),
+            started_unix_s: 0,
         };
-        let shape = Shape { durability, mirrored: true, max_age: Duration::from_secs(10) };
         let source = SourceNode::new(shape, disks(&identity, base.clone(), &mut cx.vault));
         let mut pair = Pair {
             source,
-            mirror: DestinationNode::new(Vec::new()),
+            mirror: DestinationNode::new(Vec::new(), plan(cx)),
             model: Model::new(base, Digest(0)),
             promoted: None,
             link: Link::default(),
             habits: Habits::choose(cx),
-            faults: Faults { short: cx.rng.pick(&[0, 20]), failed: cx.rng.pick(&[0, 0, 0, 2]) },
+            faults: Faults {
+                short: cx.rng.pick(&[0, 20]),
+                failed: cx.rng.pick(&[0, 0, 0, 2]),
+                full: cx.rng.pick(&[0, 0, 50]),
+            },
             weights: weights(cx),
             identity,
             source_down: Crash::Kill,
             mirror_lost: false,
             promoted_down: Crash::Kill,
+            outage: 0,
             promoting: false,
             tokens: 0,
         };
@@ -157,7 +168,7 @@ impl Pair {
         let superblock = Superblock { role: Role::Destination, ..self.identity.clone() };
         let junk = cx.rng.pick(&[0, u64::MAX >> 3]);
         let images = superblock.volumes.iter().map(|volume| vec![junk; volume.size_bytes as usize / SECTOR]).collect();
-        self.mirror = DestinationNode::new(disks(&superblock, images, &mut cx.vault));
+        self.mirror = DestinationNode::new(disks(&superblock, images, &mut cx.vault), plan(cx));
         self.mirror_lost = false;
         self.link.destination_died(&mut cx.rng);
     }
@@ -171,7 +182,7 @@ impl Pair {
             Event::MirrorDisk => !self.mirror.io.idle(),
             Event::ToDestination => mirror_up && !self.link.to_destination.is_empty(),
             Event::ToSource => source_up && !self.link.to_source.is_empty(),
-            Event::Connect => source_up && mirror_up && !self.link.source_up && !fenced,
+            Event::Connect => source_up && mirror_up && !self.link.source_up && !fenced && self.outage == 0,
             Event::Time => true,
             Event::StartSource => self.source.down(),
             Event::StartMirror => self.mirror.down(),
@@ -180,6 +191,9 @@ impl Pair {
             Event::PromotedClient => self.promoted.as_ref().is_some_and(|(node, _)| node.core.is_some()),
             Event::Sync => source_up && !fenced,
             Event::Cut | Event::HalfClose => self.link.source_up,
+            Event::Outage => source_up && self.outage == 0,
+            Event::Policy => source_up,
+            Event::Verify => self.link.source_up,
             Event::CrashSource => !self.source.down(),
             Event::CrashMirror => !self.mirror.down(),
             Event::CrashBoth => !self.mirror.down() && !self.source.down(),
@@ -196,12 +210,23 @@ impl Pair {
     /// What happens next. `calm`: no faults any more, and no clients.
     pub fn choose(&self, calm: bool, cx: &mut Context) -> Event {
         let count = if calm { WILD } else { EVENTS.len() };
+        let phase = self.mirror.core.as_ref().map(|core| core.superblock().staging.phase);
+        let staging = phase == Some(Phase::Staging);
+        let fleeting = phase == Some(Phase::Draining) || self.mirror.appends();
         let mut total = 0;
         let mut until = [0; EVENTS.len()];
         for (index, event) in EVENTS[..count].iter().enumerate() {
             if self.weights[index] > 0 && self.possible(*event) {
                 // An operator who wanted a promote asks again after a crash.
-                total += if *event == Event::Promote && self.promoting { 100 } else { self.weights[index] };
+                total += match event {
+                    Event::Promote if self.promoting => 100,
+                    Event::Time if self.outage > 0 => 10 * self.weights[index],
+                    // What lasts only a moment is disturbed the more.
+                    Event::Promote if phase == Some(Phase::Draining) => 60 * self.weights[index],
+                    Event::CrashMirror | Event::Promote | Event::GhostPromote if fleeting => 10 * self.weights[index],
+                    Event::CrashSource | Event::Cut if staging => 3 * self.weights[index],
+                    _ => self.weights[index],
+                };
             }
             until[index] = total;
         }
@@ -212,6 +237,32 @@ impl Pair {
     /// Lets it happen; returns how many events that were.
     pub fn happen(&mut self, event: Event, calm: bool, cx: &mut Context) -> usize {
         let how = if cx.rng.chance(500) { Crash::Kill } else { Crash::Power };
+        self.outage = if calm { 0 } else { self.outage.saturating_sub(1) };
+        let events = self.happens(event, how, calm, cx);
+        self.lay_floor();
+        events
+    }
+
+    /// While the destination's images take what comes, all that it promised must be on them should a resync begin.
+    fn lay_floor(&mut self) {
+        let Some(core) = &self.mirror.core else { return };
+        // Only where the durable state says so as well.
+        if core.superblock().staging.phase != Phase::Staging && !self.mirror.writes_state() {
+            self.model.lay_floor(self.mirror_lost && !self.holds_all());
+        }
+    }
+
+    /// Whether the destination holds all that it promised, and what it may have acknowledged since.
+    fn holds_all(&self) -> bool {
+        // What is acknowledged may still be on its way to the source.
+        let told = self.promoted.is_none() && self.link.to_source.is_empty();
+        let core = self.mirror.core.as_ref();
+        told && core.is_some_and(|core| {
+            core.promotable() && self.model.complete_there(core.base().unwrap_or(core.stored()).digest)
+        })
+    }
+
+    fn happens(&mut self, event: Event, how: Crash, calm: bool, cx: &mut Context) -> usize {
         match event {
             Event::SourceDisk => return self.source_disk(calm, cx),
             Event::MirrorDisk => return self.mirror_disk(calm, cx),
@@ -222,11 +273,13 @@ impl Pair {
                 self.link.connect(core.superblock().clone(), &mut cx.rng);
             }
             Event::Time => {
-                cx.now += Duration::from_secs(cx.rng.next() % 3);
+                let policy = self.source.core.as_ref().map(|core| core.policy());
+                let timeout = policy.unwrap_or(self.source.shape.policy).timeout;
+                let steps = [Duration::ZERO, timeout / 8, timeout / 8, timeout, Duration::from_secs(2)];
+                // Without a fault nothing stands still for long.
+                cx.now += if calm { timeout / 8 } else { cx.rng.pick(&steps) };
                 let now = cx.now;
-                let due = |node: &SourceNode| {
-                    node.core.as_ref().and_then(|core| core.next_deadline()).is_some_and(|deadline| deadline <= now)
-                };
+                let due = |node: &SourceNode| node.deadline().is_some_and(|deadline| deadline <= now);
                 if due(&self.source) {
                     self.source.turn(&mut self.link, &mut self.model, cx);
                 }
@@ -267,6 +320,23 @@ impl Pair {
             Event::Promote => self.promote(cx),
             Event::GhostPromote => crate::ghost::promote(&self.mirror, how, self.mirror_lost, &mut self.model, cx),
             Event::GhostRot => crate::ghost::rot(self, cx),
+            Event::Outage => {
+                self.outage = cx.rng.pick(&[50, 200, 600]);
+                self.link.cut(&mut cx.rng);
+            }
+            Event::Policy => {
+                let policy = policy(cx);
+                if cx.rng.chance(500) {
+                    // In the configuration as well.
+                    self.source.shape.policy = policy;
+                }
+                self.source.set_policy(policy, cx);
+                self.source.turn(&mut self.link, &mut self.model, cx);
+            }
+            Event::Verify => {
+                let repair = cx.rng.chance(300);
+                self.verify(repair, cx);
+            }
         }
         1
     }
@@ -279,6 +349,13 @@ impl Pair {
         }
         self.source.turn(&mut self.link, &mut self.model, cx);
         self.tokens
+    }
+
+    /// Compares both sides; false: it can't be now.
+    pub fn verify(&mut self, repair: bool, cx: &mut Context) -> bool {
+        let begun = self.source.verify(repair);
+        self.source.turn(&mut self.link, &mut self.model, cx);
+        begun
     }
 
     fn faults(&self, calm: bool) -> Faults {
@@ -348,8 +425,11 @@ impl Pair {
     fn deliver_to_source(&mut self, cx: &mut Context) -> usize {
         let count = 1 + cx.rng.below(3);
         for _ in 0..count {
+            if matches!(self.link.to_source.front(), Some(Message::Welcome(_))) && !self.source.ready_to_meet() {
+                break;
+            }
             let Some(message) = self.link.to_source.pop_front() else { break };
-            let closed = matches!(message, crate::link::Message::Closed);
+            let closed = matches!(message, Message::Closed);
             self.source.deliver(message, cx);
             if closed {
                 self.link.closed_by_source();
@@ -382,9 +462,7 @@ impl Pair {
 
     pub fn crash_mirror(&mut self, how: Crash, cx: &mut Context) {
         if let Some(core) = &self.mirror.core {
-            // What is acknowledged may still be on its way to the source.
-            let told = self.promoted.is_none() && self.link.to_source.is_empty();
-            if told && core.promotable() && self.model.complete(core.stored().digest) {
+            if self.holds_all() {
                 self.mirror_lost = false;
             }
             let fencing = core.superblock().epoch > self.identity.epoch;
@@ -406,6 +484,10 @@ impl Pair {
     }
 
     fn start_mirror(&mut self, cx: &mut Context) {
+        if cx.rng.chance(200) {
+            // The operator has changed the configuration.
+            self.mirror.plan = plan(cx);
+        }
         self.mirror.start(cx).unwrap_or_else(|damage| panic!("the destination's journal files: {damage}"));
         if let Some((node, model)) = self.promoted.as_mut().filter(|(node, _)| node.down()) {
             cx.met.count(Rare::PromotedStartedAgain);
@@ -419,6 +501,9 @@ impl Pair {
         let Some(core) = &self.mirror.core else { return };
         if core.promotable() {
             cx.met.count_if(core.connected(), Rare::PromotedWhileConnected);
+            let phase = core.superblock().staging.phase;
+            cx.met.count_if(phase == Phase::Staging && !self.promoting, Rare::PromotedWhileStaging);
+            cx.met.count_if(phase == Phase::Draining && !self.promoting, Rare::PromotedWhileDraining);
             cx.met.count_if(core.halves().iter().any(|half| half.state != FillState::Clean), Rare::PromotedWithFills);
             self.promoting = true;
             self.mirror.promote(&mut self.link);
@@ -434,8 +519,9 @@ impl Pair {
             return;
         }
         let epoch = core.superblock().epoch;
-        crate::ghost::check_promoted(&self.mirror, mark, self.mirror_lost, &mut self.model, cx);
-        self.model.fence(mark.digest, self.mirror_lost);
+        let base = self.mirror.serves_base;
+        crate::ghost::check_promoted(&self.mirror, mark, base, self.mirror_lost, &mut self.model, cx);
+        self.model.fence(mark.digest, self.mirror_lost || base);
         let images: Volumes = self.mirror.io.disks[VOLUMES..].iter().map(|disk| disk.words().to_vec()).collect();
         let superblock = Superblock { source: Id([200; 16]), epoch, ..self.identity.clone() };
         let shape = Shape { mirrored: false, ..self.source.shape.clone() };
@@ -443,6 +529,16 @@ impl Pair {
         let mut model = Model::new(images, Digest(0));
         node.start(Crash::Kill, &mut model, cx);
         self.promoted = Some((node, model));
+    }
+
+    /// The operator stops a destination whose staging log takes no more, and gives it more room.
+    pub fn give_room(&mut self, cx: &mut Context) {
+        if self.mirror.core.as_ref().is_some_and(|core| core.staging_trouble().is_some()) {
+            self.crash_mirror(Crash::Kill, cx);
+        }
+        if self.mirror.down() {
+            self.mirror.plan.limit_bytes = 1 << 40;
+        }
     }
 
     /// The epoch in which it all began.
@@ -462,8 +558,14 @@ impl Pair {
             Some(core) => {
                 let halves = core.halves().each_ref().map(|half| format!("{}:{}", half.fill, half.state.word()));
                 let (last, done, acked) = (core.last(), core.committed(), core.acked());
-                let how = self.source.shape.durability;
-                format!("{how:?} last {last} committed {done} acked {acked} {} {}", halves[0], halves[1])
+                let (how, mode, dirty) = (self.source.shape.durability, core.mode(), core.dirty_bytes());
+                let copying = if core.copier().is_some() { " copying" } else { "" };
+                format!(
+                    "{how:?} {mode:?} last {last} committed {done} acked {acked} {} {} dirty {dirty}{copying}{}",
+                    halves[0],
+                    halves[1],
+                    if core.superblock().whole { " whole" } else { "" }
+                )
             }
         };
         let mirror = match &self.mirror.core {
@@ -472,12 +574,15 @@ impl Pair {
                 let halves = core.halves().each_ref().map(|half| format!("{}:{}", half.fill, half.word()));
                 let superblock = core.superblock();
                 format!(
-                    "stored {} clean {} epoch {} {} {}{}{}",
+                    "stored {} clean {} epoch {} {} {} {:?} {}..{}{}{}",
                     core.stored().seq,
                     superblock.clean.seq,
                     superblock.epoch,
                     halves[0],
                     halves[1],
+                    superblock.staging.phase,
+                    superblock.staging.head,
+                    superblock.staging.tail,
                     if core.connected() { " connected" } else { "" },
                     if superblock.whole { " whole" } else { "" },
                 )
@@ -485,6 +590,23 @@ impl Pair {
         };
         format!("{source:64} | {mirror}")
     }
+}
+
+fn policy(cx: &mut Context) -> Policy {
+    let on_disconnect = cx.rng.pick(&[
+        OnDisconnect::Continue,
+        OnDisconnect::Continue,
+        OnDisconnect::Continue,
+        OnDisconnect::Stall,
+        OnDisconnect::Fail,
+    ]);
+    Policy { on_disconnect, timeout: Duration::from_millis(cx.rng.pick(&[500, 2000, 5000])) }
+}
+
+/// What the staging log may take: nothing, a fill or two, or all there will ever be.
+fn plan(cx: &mut Context) -> StagingPlan {
+    let limit_bytes = cx.rng.pick(&[0, 1200 << 10, 3 << 20, 1 << 40, 1 << 40, 1 << 40]);
+    StagingPlan { limit_bytes, best_effort: cx.rng.chance(500) }
 }
 
 /// How likely things are in this world.
@@ -514,5 +636,8 @@ fn weights(cx: &mut Context) -> [u64; EVENTS.len()] {
     set(Event::Promote, u64::from(rng.chance(500)));
     set(Event::GhostPromote, 2);
     set(Event::GhostRot, 1);
+    set(Event::Outage, slow(rng.pick(&[0, 2, 8]), rng));
+    set(Event::Policy, rng.pick(&[0, 0, 1]));
+    set(Event::Verify, rng.pick(&[0, 1]));
     weights
 }

@@ -75,7 +75,7 @@ rare! {
     DamageOnTheWay,
     /// a destination's folder was removed, and the first sync began anew
     StartedOver,
-    /// the first sync read a window again because a client wrote to it
+    /// a first sync or a resync read a window again because a client wrote to it
     WindowReadAgain,
     /// a window's read ended after its copy had been given up
     WindowOfAnEarlierCopy,
@@ -115,6 +115,80 @@ rare! {
     LargeRequest,
     /// a FLUSH was a record
     FlushRecord,
+    /// a source went on alone
+    WentAlone,
+    /// a source that was alone was in step again
+    TogetherAgain,
+    /// a source called a half clean that its destination didn't have
+    RetiredAlone,
+    /// a source crashed while its dirty bitmap was being written
+    SourceCrashedInMapWrite,
+    /// a source started with a part of its volumes marked as dirty
+    StartedDirty,
+    /// a source started, and may not go alone
+    StartedHeldBack,
+    /// a source that was held back was released by another policy
+    HeldBackReleased,
+    /// a source that was alone went on with its destination from its journal
+    ShortCut,
+    /// a destination was asked to settle
+    Settled,
+    /// the order began anew at a destination that held something
+    BeganAnew,
+    /// everything was compared, for the destination was at a boundary that its source didn't know any more
+    ComparedWhole,
+    /// a resync found blocks that were equal
+    BlocksEqual,
+    /// a resync's window was sent unasked
+    WindowUnasked,
+    /// a block of a question was one that only the staging log has
+    SumUnknown,
+    /// the connection was lost in a resync
+    LinkLostInResync,
+    /// a source crashed in a resync
+    SourceCrashedInResync,
+    /// a destination crashed while it staged a resync
+    DestinationCrashedInStaging,
+    /// a destination crashed while it settled
+    DestinationCrashedInSettling,
+    /// a destination crashed while it wrote to its staging log
+    DestinationCrashedInAppend,
+    /// a destination crashed while its staging log went to the images
+    DestinationCrashedInDrain,
+    /// a staging log went to the images in more than one segment
+    DrainedInSegments,
+    /// a fill went into the staging log while that was being drained
+    AppendedWhileDraining,
+    /// a restart was written into the staging log
+    RestartStaged,
+    /// a promote while a resync was being staged
+    PromotedWhileStaging,
+    /// a promote while a whole resync was being drained
+    PromotedWhileDraining,
+    /// what if there were a promote while a resync is being staged
+    GhostWhileStaging,
+    /// what if there were a promote while a whole resync is being drained
+    GhostWhileDraining,
+    /// a staging log took no more, and its source was cut off
+    StagingFullStopped,
+    /// a staging log took no more, and the old image was given up
+    StagingFullGivenUp,
+    /// a staging log's file system had no room
+    StagingNoRoom,
+    /// rot in a staging log was reported
+    StagingRotReported,
+    /// rot in a dirty bitmap made its sector count as dirty
+    MapRotIsDirty,
+    /// a write got an error, for the destination was away
+    WriteFailed,
+    /// a silent destination's connection was closed
+    SilentPeer,
+    /// a source answered alone after its destination was promoted, before it heard of that
+    AnsweredAloneAfterPromote,
+    /// a verify found both sides equal
+    VerifiedEqual,
+    /// a verify had no end, for the connection was lost
+    VerifyCutOff,
 }
 
 /// How often each was met.

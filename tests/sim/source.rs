@@ -1,5 +1,8 @@
 //! Drives a source's core as the engine does, on disks that fail: start, completions, effects, clients' reads.
 
+mod copies;
+mod reads;
+
 use crate::arena::Arena;
 use crate::content::{BLOCK, SECTOR, Shelf, Vault, Word, crc};
 use crate::context::Context;
@@ -7,23 +10,31 @@ use crate::disk::{Crash, Disk, Ended, Faults, Io};
 use crate::link::{Link, Message};
 use crate::model::Model;
 use crate::rare::Rare;
-use nbd_mirror::core::copy::Window;
+use copies::Copying;
+use nbd_mirror::core::copy::Purpose;
+use nbd_mirror::core::dirty::{self, Dirty};
 use nbd_mirror::core::half::{Entry, State, Ticket};
-use nbd_mirror::core::index::{Action, Found, Segment};
+use nbd_mirror::core::index::Action;
+use nbd_mirror::core::policy::{Mode, OnDisconnect, Policy};
 use nbd_mirror::core::recovery::{self, Halves as _, Recovered};
-use nbd_mirror::core::source::{Effect, FrameId, Headers, Send, Shape, Source};
+use nbd_mirror::core::source::{Effect, FrameId, Headers, Resync, Send, Shape, Source};
 use nbd_mirror::core::{Durability, Place};
 use nbd_mirror::format::block::Block;
-use nbd_mirror::format::frame::{Header, Kind, RECORD_COPY, Record};
+use nbd_mirror::format::frame::{Header, Kind, Record};
 use nbd_mirror::format::superblock::{Role, Superblock};
-use nbd_mirror::format::wire::{Signal, Verdict};
+use nbd_mirror::format::wire::{Report, Signal, Verdict};
 use nbd_mirror::limits::{
-    BLOCK_BYTES, CHUNK_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_WAITING_BYTES, MAX_WAITING_RECORDS, RECEIVE_MEMORY_BYTES,
+    BLOCK_BYTES, MAX_FRAMES_IN_FLIGHT, MAX_WAITING_BYTES, MAX_WAITING_RECORDS, RECEIVE_MEMORY_BYTES,
 };
+use reads::ClientRead;
+use std::time::Duration;
 
-/// Places of disks in a machine's list: two halves, both superblock copies, then the volumes or images.
+/// Places of disks in a machine's list: two halves, both superblock copies, the dirty bitmap or the staging log, then the
+/// volumes or images.
 pub const SUPERBLOCKS: usize = 2;
-pub const VOLUMES: usize = 3;
+pub const MAP: usize = 3;
+pub const LOG: usize = 3;
+pub const VOLUMES: usize = 4;
 /// Messages that may wait to be delivered.
 const SEND_WINDOW: usize = 12;
 /// Device writes of a flush or an apply under way, on time and late.
@@ -38,27 +49,11 @@ pub enum Op {
     Frame(FrameId),
     JournalSync,
     Superblock,
+    Map,
     Flush,
     VolumeSync(u16),
     Copy(usize),
     Read(usize),
-}
-
-/// A range that is being read: what came from memory, and what the device has still to give.
-#[derive(Debug)]
-struct Reading {
-    volume: u16,
-    start: usize,
-    words: Vec<Word>,
-    segments: Vec<Segment>,
-}
-
-/// A client's read, with what the model said when it began.
-#[derive(Debug)]
-struct ClientRead {
-    reading: Reading,
-    then: Vec<Word>,
-    moment: usize,
 }
 
 pub struct SourceNode {
@@ -70,9 +65,30 @@ pub struct SourceNode {
     arena: Arena,
     effects: Vec<Effect>,
     pieces: Vec<(Place, u64)>,
-    copying: Vec<(usize, Window, Reading)>,
-    /// Windows of the first sync that were read: number and offset.
+    copying: Vec<Copying>,
+    /// Windows that were read: number and offset.
     windows: Vec<(usize, u64)>,
+    /// When this run began, by the world's time.
+    began: Duration,
+    /// When it last stood in step with its destination, or was started.
+    together_at: Duration,
+    /// Whether its destination has been away for the policy's timeout since.
+    left_behind: bool,
+    was_alone: bool,
+    /// Whether it may answer alone at once: it was alone when it ended, or the operator said so.
+    released: bool,
+    /// It ended in step with a destination that it knew to be whole, and hasn't met it since: it must not answer alone.
+    bound: bool,
+    /// What it was when it ended.
+    in_step: bool,
+    /// What it was then is on the disk, too.
+    told_disk: bool,
+    /// The destination that was met last refused it, or held nothing.
+    refused: bool,
+    met_fresh: bool,
+    /// A verify met blocks that the destination didn't know.
+    verify_unknown: bool,
+    pub verified: u64,
     reads: Vec<Option<ClientRead>>,
     starting: Option<(Superblock, Recovered)>,
     /// Blocks that are being made void.
@@ -86,11 +102,31 @@ pub fn newest(role: Role, words: &[Word], vault: &Vault) -> Option<(Superblock, 
     Superblock::newest(role, [&copies[0], &copies[1]]).ok().map(|superblock| (superblock, torn))
 }
 
-/// Makes the disks of a machine: blank halves, both copies of its superblock, and volumes.
+/// Makes the disks of a machine: blank halves, both copies of its superblock, a dirty bitmap in which nothing is readable
+/// or an empty staging log, and volumes.
 pub fn disks(superblock: &Superblock, volumes: Vec<Vec<Word>>, vault: &mut Vault) -> Vec<Disk> {
     let block = vault.keep(&superblock.encode(), BLOCK_BYTES);
     let half = || vec![0; superblock.half_bytes as usize / SECTOR];
-    [half(), half(), [block, block].concat()].into_iter().chain(volumes).map(Disk::new).collect()
+    let mut disks: Vec<Disk> = [half(), half(), [block, block].concat()].into_iter().map(Disk::new).collect();
+    disks.push(match superblock.role {
+        Role::Source => {
+            let bytes = dirty::stored_bytes(&sizes(superblock), superblock.grain_bytes) as usize;
+            Disk::new(vec![0; bytes / SECTOR])
+        }
+        Role::Destination => Disk::file(),
+    });
+    disks.extend(volumes.into_iter().map(Disk::new));
+    disks
+}
+
+fn sizes(superblock: &Superblock) -> Vec<u64> {
+    superblock.volumes.iter().map(|volume| volume.size_bytes).collect()
+}
+
+/// The dirty bitmap as it is stored, and how many of its sectors can't be read.
+pub fn load_map(superblock: &Superblock, words: &[Word], vault: &Vault) -> (Dirty, u32) {
+    let blocks = vault.sectors(words);
+    Dirty::load(superblock.source, &sizes(superblock), superblock.grain_bytes, |block| &blocks[block as usize])
 }
 
 struct HeaderMemory<'a> {
@@ -118,6 +154,18 @@ impl SourceNode {
             pieces: Vec::new(),
             copying: Vec::new(),
             windows: Vec::new(),
+            began: Duration::ZERO,
+            together_at: Duration::ZERO,
+            left_behind: false,
+            was_alone: false,
+            released: false,
+            bound: false,
+            in_step: false,
+            told_disk: true,
+            refused: false,
+            met_fresh: false,
+            verify_unknown: false,
+            verified: 0,
             reads: Vec::new(),
             starting: None,
             voids: 0,
@@ -130,11 +178,11 @@ impl SourceNode {
 
     /// Begins a start, as the engine does: what can be read is made stable, then read, then the superblock is raised.
     pub fn start(&mut self, after: Crash, model: &mut Model, cx: &mut Context) {
-        (0..=SUPERBLOCKS).for_each(|disk| self.io.sync_now(disk));
+        (0..=MAP).for_each(|disk| self.io.sync_now(disk));
         let found = newest(Role::Source, self.io.disks[SUPERBLOCKS].words(), &cx.vault);
         let (mut superblock, torn) = found.expect("the source has no superblock any more");
         let shelf = Shelf { halves: [self.io.disks[0].words(), self.io.disks[1].words()], vault: &cx.vault };
-        let recovered = recovery::recover(&shelf, superblock.source, superblock.clean, true);
+        let recovered = recovery::recover_source(&shelf, superblock.source, superblock.clean);
         let recovered = recovered.unwrap_or_else(|damage| panic!("the source's journal: {damage}"));
         cx.met.count_if(torn, Rare::SourceTornSuperblock);
         cx.met.count(match (recovered.first.is_empty(), recovered.second.is_empty()) {
@@ -143,7 +191,7 @@ impl SourceNode {
             (false, false) => Rare::SourceFoundTwoFills,
         });
         cx.met.count_if(torn_tail(&shelf, &superblock, &recovered), Rare::SourceTornTail);
-        model.check(recovered.end.digest, after == Crash::Power, "the source");
+        model.check(recovered.end.digest, after == Crash::Power);
         cx.met.count_if(!model.complete(recovered.end.digest), Rare::SourceLostUnpromised);
         cx.met.count_if(superblock.fenced_by.0 > 0, Rare::FencedStartedAgain);
         superblock.incarnation += 1;
@@ -159,7 +207,7 @@ impl SourceNode {
         self.io.write(op, SUPERBLOCKS, superblock.copy_offset() as usize / SECTOR, words, true);
     }
 
-    fn void_loose_ends(&mut self, model: &mut Model, cx: &Context) {
+    fn void_loose_ends(&mut self, model: &mut Model, cx: &mut Context) {
         let Some((superblock, recovered)) = &self.starting else { return };
         self.voids = 0;
         for (half, position) in recovered.loose_ends(superblock.half_bytes) {
@@ -171,14 +219,28 @@ impl SourceNode {
         }
     }
 
-    fn started(&mut self, model: &mut Model, cx: &Context) {
+    fn started(&mut self, model: &mut Model, cx: &mut Context) {
         let Some((superblock, recovered)) = self.starting.take() else { return };
         // Only now can anybody have seen what it found.
         model.restart(recovered.end.digest);
         self.arena = Arena::default();
         let (arena, disks, vault) = (&mut self.arena, &self.io.disks, &cx.vault);
         let half_bytes = superblock.half_bytes;
-        self.core = Some(Source::recover(self.shape.clone(), superblock, recovered, |id, position| {
+        let (dirty, _) = load_map(&superblock, disks[MAP].words(), vault);
+        let all: u64 = sizes(&superblock).iter().sum();
+        cx.met.count_if((1..all).contains(&dirty.grains().bytes()), Rare::StartedDirty);
+        // A source that ended in step with a whole copy, and knew it, knows nothing of what came after: that copy may have
+        // been promoted. What it knew is what the disk says.
+        let knew = superblock.whole || superblock.lacking_since_unix_s != 0;
+        // Where the word that it is in step again was on its way to the disk, either may be.
+        let in_step = self.in_step && (self.told_disk || !superblock.alone);
+        self.bound = self.shape.mirrored && in_step && knew;
+        (self.released, self.refused) = (superblock.alone, false);
+        (self.together_at, self.left_behind) = (cx.now, false);
+        let shape = Shape { started_unix_s: 1_000_000 + cx.now.as_secs(), ..self.shape.clone() };
+        // The core's time begins with each run.
+        self.began = cx.now;
+        let core = Source::recover(shape, superblock, dirty, recovered, |id, position| {
             let shelf = Shelf { halves: [disks[0].words(), disks[1].words()], vault };
             let block = shelf.block(id.fill.half(), position).expect("a header that was found");
             let header = Header::parse(block).expect("a header that was found");
@@ -188,7 +250,9 @@ impl SourceNode {
             let place = arena.store(words);
             let records = recovery::records(&header, block, Place(place.0 + BLOCK_BYTES as u64)).into_iter();
             (place, records.map(|(record, place)| Entry { record, place, ticket: Ticket::NONE }).collect())
-        }));
+        });
+        cx.met.count_if(core.held_back(), Rare::StartedHeldBack);
+        self.core = Some(core);
     }
 
     /// Everything in memory is gone, and what is under way arrives or not.
@@ -196,8 +260,13 @@ impl SourceNode {
         cx.met.count_if(self.starting.is_some(), Rare::SourceCrashedInRecovery);
         if let Some(core) = &self.core {
             cx.met.count_if(core.flushes_under_way() > 0, Rare::SourceCrashedInFlush);
-            cx.met.count_if(core.copied().is_some(), Rare::SourceCrashedInCopy);
+            let copying = core.copier().is_some_and(|copier| copier.purpose() == Purpose::Resync);
+            cx.met.count_if(copying, Rare::SourceCrashedInCopy);
+            cx.met.count_if(copying && core.superblock().lacking_since_unix_s != 0, Rare::SourceCrashedInResync);
+            self.in_step = core.mode() != Mode::Alone && !core.superblock().alone;
+            self.told_disk = !self.io.any(|op| matches!(op, Op::Superblock));
         }
+        cx.met.count_if(self.io.any(|op| matches!(op, Op::Map)), Rare::SourceCrashedInMapWrite);
         self.io.crash(how, &mut cx.rng);
         self.core = None;
         self.starting = None;
@@ -232,12 +301,17 @@ impl SourceNode {
         let core = self.core.as_mut().expect("an operation of a source that is up");
         match op {
             Op::Void | Op::Start(_) => {}
-            Op::Frame(id) => core.handle_frame_written(id, &mut self.effects),
-            Op::JournalSync => core.handle_journal_synced(&mut self.effects),
+            Op::Frame(id) => core.handle_frame_written(id),
+            Op::JournalSync => core.handle_journal_synced(),
+            Op::Map => core.handle_map_written(),
             Op::Superblock => core.handle_superblock_written(&mut self.effects),
             Op::Flush => core.handle_flush_written(),
             Op::VolumeSync(volume) => core.handle_volume_synced(volume),
-            Op::Copy(number) => self.copied(number, cx),
+            Op::Copy(number) => {
+                let copying = self.copying.iter_mut().find(|copying| copying.number == number && !copying.read);
+                copying.expect("a window that is being read").read = true;
+                self.copy_part_done(number, cx);
+            }
             Op::Read(number) => {
                 if let Some(read) = self.reads[number].take().filter(|_| ended == Ended::Well) {
                     self.check_read(read, model, cx);
@@ -247,21 +321,69 @@ impl SourceNode {
         Ok(true)
     }
 
+    /// Whether a destination's welcome can be heard now.
+    pub fn ready_to_meet(&self) -> bool {
+        self.core.as_ref().is_some_and(Source::ready_to_meet)
+    }
+
     pub fn deliver(&mut self, message: Message, cx: &mut Context) {
         let Some(core) = &mut self.core else { return };
         match message {
             Message::Welcome(welcome) => {
                 cx.met.count_if(welcome.verdict == Verdict::Fenced, Rare::FencedByHello);
+                (self.refused, self.met_fresh) = (welcome.verdict == Verdict::Refused, welcome.fresh);
+                if welcome.verdict == Verdict::Welcome && !core.fenced() {
+                    // It isn't promoted.
+                    self.bound = false;
+                }
                 core.handle_welcome(&welcome, &mut self.effects);
             }
             Message::Report(report) => {
-                let fenced = matches!(report, nbd_mirror::format::wire::Report::Fenced(_));
-                cx.met.count_if(fenced, Rare::FencedByReport);
+                cx.met.count_if(matches!(report, Report::Fenced(_)), Rare::FencedByReport);
                 core.handle_report(report, &mut self.effects);
             }
-            Message::Closed => core.handle_link_down(),
+            Message::Sums(id, sums) => {
+                let count = sums.len();
+                self.answered(id, sums, cx);
+                let core = self.core.as_mut().expect("looked at above");
+                core.handle_report(Report::Sums { id, count }, &mut self.effects);
+            }
+            Message::Closed => self.link_down(cx),
             other => panic!("the source can't be sent {other:?}"),
         }
+    }
+
+    /// The connection is gone: nobody answers any more.
+    fn link_down(&mut self, cx: &mut Context) {
+        let Some(core) = &mut self.core else { return };
+        let resync = core.copier().is_some_and(|copier| copier.purpose() == Purpose::Resync);
+        cx.met.count_if(resync, Rare::LinkLostInResync);
+        core.handle_link_down(&mut self.effects);
+        let mut waiting = Vec::new();
+        for copying in self.copying.iter_mut().filter(|copying| !copying.dropped) {
+            copying.dropped = true;
+            waiting.push(copying.number);
+        }
+        waiting.into_iter().for_each(|number| self.copy_part_done(number, cx));
+    }
+
+    /// Another policy holds from now on.
+    pub fn set_policy(&mut self, policy: Policy, cx: &mut Context) {
+        let Some(core) = &mut self.core else { return };
+        cx.met.count_if(core.held_back() && policy.on_disconnect == OnDisconnect::Continue, Rare::HeldBackReleased);
+        core.handle_policy(policy);
+        if policy.on_disconnect == OnDisconnect::Continue {
+            (self.bound, self.released) = (false, true);
+        }
+    }
+
+    /// Compares everything with the destination, if that can be.
+    pub fn verify(&mut self, repair: bool) -> bool {
+        let begun = self.core.as_mut().is_some_and(|core| core.handle_verify(repair).is_ok());
+        if begun {
+            self.verify_unknown = false;
+        }
+        begun
     }
 
     /// The turn of the engine's loop.
@@ -272,7 +394,17 @@ impl SourceNode {
         loop {
             let core = self.core.as_mut().expect("looked at above");
             let mut headers = HeaderMemory { arena: &mut self.arena, vault: &mut cx.vault };
-            core.handle_turn(cx.now, &mut headers, &mut self.effects);
+            let before = core.superblock().clean;
+            core.handle_turn(cx.now - self.began, &mut headers, &mut self.effects);
+            let linked = core.mode() == Mode::Together && core.is_steady();
+            let retired = core.mode() == Mode::Alone && core.superblock().clean != before;
+            cx.met.count_if(retired, Rare::RetiredAlone);
+            if linked {
+                // In step: from now on only another timeout lets it go alone.
+                (self.together_at, self.released, self.left_behind) = (cx.now, false, false);
+            } else if cx.now >= self.together_at + core.policy().timeout {
+                self.left_behind = true;
+            }
             self.pump_link(link, cx);
             let mut effects = std::mem::take(&mut self.effects);
             let mut settled = effects.is_empty();
@@ -295,7 +427,14 @@ impl SourceNode {
             && let Some(send) = self.core.as_mut().and_then(Source::next_to_send)
         {
             link.send_to_destination(match send {
-                Send::Block(block) => Message::Signal(Signal::decode(&block).expect("our own signal")),
+                Send::Block(block) => {
+                    let signal = Signal::decode(&block).expect("our own signal");
+                    let alone = self.core.as_ref().is_some_and(|core| core.mode() == Mode::Alone);
+                    cx.met.count_if(alone && matches!(signal, Signal::Resume { .. }), Rare::ShortCut);
+                    cx.met.count_if(matches!(signal, Signal::Settle { .. }), Rare::Settled);
+                    cx.met.count_if(matches!(signal, Signal::Restart { .. }) && !self.met_fresh, Rare::BeganAnew);
+                    Message::Signal(signal)
+                }
                 Send::Frame(id) => {
                     let mut words = self.frame_words(id);
                     if cx.wire_rot > 0 && cx.rng.chance(cx.wire_rot) {
@@ -331,7 +470,38 @@ impl SourceNode {
                 self.io.write(Op::Frame(id), id.fill.half(), frame.position as usize / SECTOR, words, always);
             }
             Effect::SyncJournal => self.io.sync(Op::JournalSync, &[0, 1]),
-            Effect::Answer(ticket) => model.answer(ticket, always),
+            Effect::Answer(ticket) => {
+                let alone = self.answers_alone();
+                cx.met.count_if(alone && model.fenced(), Rare::AnsweredAloneAfterPromote);
+                model.answer(ticket, always, alone);
+            }
+            Effect::Fail(ticket) => {
+                cx.met.count(Rare::WriteFailed);
+                let policy = self.core.as_ref().map(|core| core.policy().on_disconnect);
+                assert_eq!(policy, Some(OnDisconnect::Fail), "a write fails though the policy isn't so");
+                model.fail(ticket);
+            }
+            Effect::WriteMap(bytes, offset) => {
+                let (sectors, _) = bytes.as_chunks::<SECTOR>();
+                let words = sectors.iter().map(|sector| cx.vault.keep_sector(sector)).collect();
+                self.io.write(Op::Map, MAP, offset as usize / SECTOR, words, true);
+            }
+            Effect::Mode(mode) => {
+                cx.met.count_if(mode == Mode::Alone, Rare::WentAlone);
+                cx.met.count_if(mode == Mode::Together && self.was_alone, Rare::TogetherAgain);
+                self.was_alone = mode == Mode::Alone || (self.was_alone && mode != Mode::Together);
+            }
+            Effect::Resync(Resync::Began { all: true, .. }) => {
+                cx.met.count(if self.met_fresh { Rare::StartedOver } else { Rare::ComparedWhole });
+            }
+            Effect::Resync(_) => {}
+            Effect::Verified(Ok(tally)) => {
+                let equal = tally.differing_bytes == 0;
+                assert!(equal || self.verify_unknown, "a verify finds {} bytes that differ", tally.differing_bytes);
+                cx.met.count_if(equal, Rare::VerifiedEqual);
+                self.verified += 1;
+            }
+            Effect::Verified(Err(_)) => cx.met.count(Rare::VerifyCutOff),
             Effect::WriteSuperblock(block, offset) => {
                 let words = cx.vault.keep(&block, BLOCK_BYTES).to_vec();
                 self.io.write(Op::Superblock, SUPERBLOCKS, offset as usize / SECTOR, words, true);
@@ -340,11 +510,36 @@ impl SourceNode {
                 self.io.sync(Op::VolumeSync(volume), &[VOLUMES + usize::from(volume)]);
             }
             Effect::Release(place, bytes) => self.arena.release(place, bytes),
-            Effect::ClosePeer(reason) => panic!("both sides are right, but the source hangs up: {reason}"),
-            Effect::Fenced(_) => link.closed_by_source(),
+            Effect::ClosePeer(reason) => {
+                let silent = reason.starts_with("the destination has been silent");
+                assert!(silent || self.refused, "both sides are right, but the source hangs up: {reason}");
+                cx.met.count_if(silent, Rare::SilentPeer);
+                self.link_down(cx);
+                link.closed_by_source();
+            }
+            Effect::Fenced(_) => {
+                self.link_down(cx);
+                link.closed_by_source();
+            }
             Effect::SyncDone(token) => self.syncs_done.push(token),
             Effect::Switched(_) => {}
         }
+    }
+
+    /// Whether what is answered now is the source's promise alone. It must be allowed to: by its policy, and because the
+    /// destination has been away for the timeout, or was when the source ended, or the operator said so; never where it
+    /// ended in step and knows nothing of what came after.
+    fn answers_alone(&self) -> bool {
+        let core = self.core.as_ref().expect("a source that is up");
+        if core.mode() != Mode::Alone {
+            return false;
+        }
+        assert!(!self.bound, "a source that ended in step answers alone, and its destination may have been promoted");
+        let policy = core.policy();
+        assert_eq!(policy.on_disconnect, OnDisconnect::Continue, "it answers alone though its policy isn't so");
+        let waited = self.left_behind;
+        assert!(self.released || waited, "it answers alone before the timeout");
+        true
     }
 
     fn pump_flush(&mut self, cx: &mut Context) {
@@ -363,97 +558,6 @@ impl SourceNode {
             let disk = VOLUMES + usize::from(op.volume);
             self.io.write(Op::Flush, disk, op.run.offset as usize / SECTOR, words, false);
         }
-    }
-
-    fn pump_copies(&mut self, cx: &mut Context) -> bool {
-        let mut started = false;
-        while let Some((number, window)) = self.core.as_mut().and_then(Source::next_copy) {
-            let reading = self.begin_read(window.volume, window.offset, window.length);
-            self.copying.push((number, window, reading));
-            let window = (number, window.offset);
-            cx.met.count_if(self.windows.contains(&window), Rare::WindowReadAgain);
-            self.windows.push(window);
-            self.io.read(Op::Copy(number));
-            started = true;
-        }
-        started
-    }
-
-    fn copied(&mut self, number: usize, cx: &mut Context) {
-        let at = self.copying.iter().position(|(copy, ..)| *copy == number).expect("a window that is being read");
-        let (_, window, mut reading) = self.copying.swap_remove(at);
-        self.end_read(&mut reading);
-        let mut entries = Vec::new();
-        for (index, piece) in reading.words.chunks(CHUNK_BYTES / SECTOR).enumerate() {
-            let zero = piece.iter().all(|word| *word == 0);
-            let record = Record {
-                volume: window.volume,
-                kind: if zero { Kind::Trim } else { Kind::Write },
-                flags: RECORD_COPY,
-                offset: window.offset + (index * CHUNK_BYTES) as u64,
-                length: (piece.len() * SECTOR) as u32,
-                checksum: if zero { 0 } else { crc(piece) },
-            };
-            let place = if zero { Place(0) } else { self.arena.store(piece) };
-            entries.push(Entry { record, place, ticket: Ticket::NONE });
-        }
-        let before = self.effects.len();
-        let core = self.core.as_mut().expect("a source that is up");
-        core.handle_copied(number, entries, &mut self.effects);
-        cx.met.count_if(self.effects.len() > before, Rare::WindowOfAnEarlierCopy);
-    }
-
-    /// What is in memory is taken at once, what is on the device is read later.
-    fn begin_read(&self, volume: u16, offset: u64, length: u64) -> Reading {
-        let core = self.core.as_ref().expect("a source that is up");
-        let mut segments = Vec::new();
-        core.read(volume, offset..offset + length, &mut segments);
-        let mut words = Vec::with_capacity(length as usize / SECTOR);
-        for segment in &segments {
-            match segment.found {
-                Found::Memory(place) => self.arena.read(place, segment.length, &mut words),
-                Found::Zeros | Found::Device => words.resize(words.len() + segment.length as usize / SECTOR, 0),
-            }
-        }
-        Reading { volume, start: offset as usize / SECTOR, words, segments }
-    }
-
-    fn end_read(&self, reading: &mut Reading) {
-        let device = self.io.disks[VOLUMES + usize::from(reading.volume)].words();
-        for segment in reading.segments.iter().filter(|segment| segment.found == Found::Device) {
-            let (from, count) = (segment.offset as usize / SECTOR, segment.length as usize / SECTOR);
-            let at = from - reading.start;
-            reading.words[at..at + count].copy_from_slice(&device[from..from + count]);
-        }
-    }
-
-    /// A client reads; what it gets is checked when the device has answered.
-    pub fn read(&mut self, volume: u16, offset: u64, length: u64, model: &Model, cx: &mut Context) {
-        let reading = self.begin_read(volume, offset, length);
-        let then = model.now[usize::from(volume)][reading.start..reading.start + reading.words.len()].to_vec();
-        let device = reading.segments.iter().any(|segment| segment.found == Found::Device);
-        let read = ClientRead { reading, then, moment: model.moment() };
-        if !device {
-            return self.check_read(read, model, cx);
-        }
-        let flushing = self.core.as_ref().is_some_and(|core| core.flushes_under_way() > 0);
-        cx.met.count_if(flushing, Rare::ReadDuringFlush);
-        let free = self.reads.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.reads.push(None);
-            self.reads.len() - 1
-        });
-        self.reads[free] = Some(read);
-        self.io.read(Op::Read(free));
-    }
-
-    fn check_read(&self, mut read: ClientRead, model: &Model, cx: &Context) {
-        self.end_read(&mut read.reading);
-        let Reading { volume, start, words, .. } = &read.reading;
-        for (index, (word, then)) in words.iter().zip(&read.then).enumerate() {
-            let right = word == then || model.allows(*word, *then, read.moment, usize::from(*volume), start + index);
-            assert!(right, "a read of sector {} of volume {volume} isn't what was answered last", start + index);
-        }
-        cx.reads.set(cx.reads.get() + 1);
     }
 
     /// A client's record arrives, its payload in memory.
@@ -478,6 +582,8 @@ impl SourceNode {
         let unwritten = core.last().0 - core.written().0;
         assert!(unwritten as usize <= MAX_FRAMES_IN_FLIGHT * 124, "{unwritten} records unwritten");
         const _: () = assert!(MAX_WAITING_BYTES < RECEIVE_MEMORY_BYTES);
+        let answered_alone = core.mode() == Mode::Alone;
+        assert!(!answered_alone || self.shape.mirrored, "an unmirrored source has nobody to be without");
         cx.met.count_if(!core.accepting(), Rare::Backpressure);
         let no_half = core.waiting() > 0 && core.halves().iter().all(|half| half.state > State::Open);
         cx.met.count_if(no_half, Rare::NoHalfClean);
@@ -486,6 +592,11 @@ impl SourceNode {
     /// Allocated memory, in bytes.
     pub fn memory(&self) -> usize {
         self.arena.used()
+    }
+
+    /// When it wants to be woken, by the world's time.
+    pub fn deadline(&self) -> Option<Duration> {
+        Some(self.began + self.core.as_ref()?.next_deadline()?)
     }
 
     /// Clients must have been closed.

@@ -7,6 +7,8 @@ use crate::rare::{Met, Rare};
 use crate::rng::Rng;
 use crate::source::VOLUMES;
 use nbd_mirror::core::half::State;
+use nbd_mirror::core::policy::Mode;
+use nbd_mirror::format::superblock::Staging;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -44,7 +46,11 @@ impl World {
 
     /// Lives with faults, then heals everything and demands that it comes into step.
     pub fn run(&mut self) {
-        while self.events < LIFE {
+        if self.cx.rng.chance(500) {
+            self.grow_up();
+        }
+        let life = self.events + self.cx.rng.pick(&[LIFE, LIFE, LIFE, 3 * LIFE]);
+        while self.events < life {
             let number = self.cx.rng.below(self.pairs.len());
             self.step(number, false);
         }
@@ -52,6 +58,16 @@ impl World {
         let shorts =
             self.pairs.iter().map(|pair| pair.source.io.short_writes + pair.mirror.io.short_writes).sum::<u64>();
         self.cx.met.count_if(shorts > 0, Rare::ShortWrite);
+    }
+
+    /// The first sync ends before the first fault: what comes later is a resync.
+    fn grow_up(&mut self) {
+        for number in 0..self.pairs.len() {
+            let start = self.events;
+            while !self.settled(number) && self.events - start < PATIENCE {
+                self.step(number, true);
+            }
+        }
     }
 
     /// One thing happens to one of the pairs.
@@ -81,6 +97,7 @@ impl World {
                 if token.is_none() && self.pairs[number].source.core.is_some() {
                     token = Some(self.pairs[number].sync(&mut self.cx));
                 }
+                self.pairs[number].give_room(&mut self.cx);
                 if self.pairs[number].promoting() && self.pairs[number].promoted.is_none() {
                     self.promote_again(number);
                 }
@@ -90,6 +107,22 @@ impl World {
             }
             self.healing = self.healing.max(self.events - start);
             self.check_end(number, token.expect("asked above"));
+            if self.pairs[number].promoted.is_none() && self.cx.rng.chance(100) {
+                self.verify(number);
+            }
+        }
+    }
+
+    /// Both sides are compared by the very means of the program.
+    fn verify(&mut self, number: usize) {
+        let (before, start) = (self.pairs[number].source.verified, self.events);
+        while self.pairs[number].source.verified == before {
+            let under_way = self.pairs[number].source.core.as_ref().is_some_and(|core| core.copier().is_some());
+            if !under_way {
+                self.pairs[number].verify(false, &mut self.cx);
+            }
+            self.step(number, true);
+            assert!(self.events - start < PATIENCE, "a verify has no end: {}", self.pairs[number].describe());
         }
     }
 
@@ -110,7 +143,11 @@ impl World {
         let quiet = pair.source.io.idle() && pair.mirror.io.idle();
         let delivered = pair.link.to_source.is_empty() && pair.link.to_destination.is_empty();
         let clean = source.halves().iter().all(|half| half.state == State::Clean);
-        quiet && delivered && clean && !pair.promoting() && source.waiting() == 0 && mirror.promotable()
+        let state = mirror.superblock();
+        let there = state.whole && state.staging == Staging::default() && !pair.promoting();
+        let here = source.superblock().whole && source.copier().is_none() && source.dirty_bytes() == 0;
+        let in_step = source.mode() == Mode::Together && there && here;
+        quiet && delivered && clean && source.waiting() == 0 && in_step
     }
 
     fn check_end(&mut self, number: usize, token: u64) {
@@ -135,7 +172,8 @@ impl World {
         assert!(pair.source.syncs_done.contains(&token), "the sync never ended");
         assert_eq!(source.superblock().clean, mirror.superblock().clean);
         assert_eq!(pair.source.memory(), 0, "memory wasn't released");
-        pair.model.check(source.superblock().clean.digest, false, "the healed pair");
+        pair.model.check(source.superblock().clean.digest, false);
+        pair.model.all_seen();
         let state = pair.model.state(source.superblock().clean.digest);
         for (volume, expected) in state.iter().enumerate() {
             assert!(pair.model.now[volume] == *expected, "answers and frames differ on volume {volume}");

@@ -1,20 +1,25 @@
 //! The destination's core. What holds whatever a source says: a record is acknowledged only when it and all before it
 //! are in the journal files, and stable where a frame asks for that; nothing reaches an image that isn't complete and
-//! stable in its file; a fill is called applied only when the images are synced; a welcome names only what is stored;
-//! and a restart finds all that was acknowledged. In the end a promote brings all that is stored to the images.
+//! stable in its file; a fill is called applied only when the images, or the staging log, are synced; while a resync is
+//! staged no image is touched; a welcome names only what is stored; and a start finds all that was acknowledged. In the end
+//! a promote brings all that is stored to the images, or serves the one from before a resync.
 
 use super::super::pick::{MarkPick, Number};
 use super::super::structured::{Encode, List};
 use super::files::{Files, records};
 use arbitrary::{Arbitrary, Unstructured};
-use nbd_mirror::core::destination::{Destination, Effect, State, StoreOp};
+use nbd_mirror::core::Place;
+use nbd_mirror::core::destination::{AppendOp, Destination, Effect, StagingPlan, State, StoreOp, Written};
+use nbd_mirror::core::recovery::staged::{Bytes, Scan};
 use nbd_mirror::core::recovery::{self, Recovered};
+use nbd_mirror::format::block::Block;
 use nbd_mirror::format::checksum::{crc32c, digest};
 use nbd_mirror::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Kind, Record, verify_payload};
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
-use nbd_mirror::format::superblock::{Role, Superblock, Volume};
+use nbd_mirror::format::superblock::{Phase, Role, Superblock, Volume};
 use nbd_mirror::format::wire::{Report, Signal, Verdict, Welcome};
 use nbd_mirror::limits::{BLOCK_BYTES, MAX_BOUNDARIES};
+use std::ops::Range;
 
 structured! {
     /// A destination, and what happens to it.
@@ -24,6 +29,9 @@ structured! {
         half_blocks: u8,
         clean: u8,
         whole: bool,
+        /// Blocks that the staging log may hold.
+        staging_blocks: u8,
+        best_effort: bool,
         events: List<DestinationEvent>,
     }
 
@@ -31,8 +39,17 @@ structured! {
     enum DestinationEvent {
         Connect { hello: Connect },
         /// Resumes where the destination is.
-        ResumeHere { from_scratch: bool },
-        Resume { common: MarkPick, from_scratch: bool },
+        ResumeHere,
+        Resume { common: MarkPick },
+        /// Asks to settle where the destination is.
+        SettleHere,
+        SettleAt { common: MarkPick },
+        Restart { at: MarkPick },
+        /// Begins anew some fills later.
+        RestartBehind { fills: u8 },
+        Ping { answered: Number, alone: bool },
+        Ask { id: u8, volume: u8, block: u8, length: Number },
+        Answer,
         /// Signals the end of what is stored.
         SyncHere { whole: bool },
         Sync { last: MarkPick, whole: bool },
@@ -75,16 +92,23 @@ const MAX_EVENTS: usize = 600;
 /// Turns and rounds after which a core that nothing happens to must be still.
 const MAX_ROUNDS: usize = 1000;
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Op {
     Store(StoreOp),
     /// With the frames that it makes stable.
     FileSync(Vec<Mark>),
-    /// With the fill's end that it calls applied.
-    State(Mark),
+    /// What it says.
+    State(Box<Superblock>),
     Erase(usize, u64),
     Apply,
     ImageSync(u16),
+    Append(AppendOp),
+    StagingSync,
+    StageRestart(Box<Block>, u64),
+    Free,
+    Segment(Range<u64>),
+    Drain,
+    DrainSync(u16),
 }
 
 /// A frame that the destination took.
@@ -115,6 +139,16 @@ struct Driver {
     acked: Seq,
     /// The end of the last fill that the durable state calls applied.
     durable: Mark,
+    /// The durable state.
+    state: Superblock,
+    plan: StagingPlan,
+    log: Vec<u8>,
+    /// Whether the log was written to since it was synced last.
+    log_unsynced: bool,
+    /// The source was told that all is settled.
+    settled: bool,
+    /// Questions under way.
+    asked: usize,
     /// Volumes written to since they were synced last.
     unsynced: u32,
     promoted: Option<Mark>,
@@ -145,25 +179,24 @@ impl Driver {
             name: format!("vol{number}"),
             size_bytes: (1 + u64::from(play.blocks)) * BLOCK,
             block_bytes: 512,
-            copied_bytes: 0,
         };
-        let superblock = Superblock {
-            role: Role::Destination,
-            generation: 2,
-            source: SOURCE,
-            name: "alpha".into(),
-            half_bytes,
-            epoch: EPOCH,
-            fenced_by: Epoch(0),
-            incarnation: 0,
-            clean,
-            whole: play.whole,
-            promoted: false,
-            volumes: (0..1 + play.volumes % 3).map(volume).collect(),
-        };
+        let volumes = (0..1 + play.volumes % 3).map(volume).collect();
+        let first = Superblock::first(Role::Destination, SOURCE, "alpha", half_bytes, EPOCH, volumes);
+        let superblock = Superblock { generation: 2, clean, whole: play.whole, ..first };
         let recovered = Recovered { end: clean, ..Recovered::default() };
+        let limit_bytes = u64::from(play.staging_blocks) * BLOCK;
+        let plan = StagingPlan { limit_bytes, best_effort: play.best_effort };
+        let touched = Scan::new(&superblock).finish().expect("there is no log");
         Driver {
-            core: Destination::recover(superblock, recovered, |_| unreachable!("no frame was recovered")),
+            state: superblock.clone(),
+            plan,
+            log: Vec::new(),
+            log_unsynced: false,
+            settled: false,
+            asked: 0,
+            core: Destination::recover(superblock, plan, touched, recovered, |_| {
+                unreachable!("no frame was recovered")
+            }),
             files: Files::new(half_bytes),
             half_bytes,
             ops: Vec::new(),
@@ -182,12 +215,26 @@ impl Driver {
     fn event(&mut self, event: &DestinationEvent) {
         match event {
             DestinationEvent::Connect { hello } => self.connect(hello),
-            DestinationEvent::ResumeHere { from_scratch } => {
-                self.signal(Signal::Resume { common: self.core.stored(), from_scratch: *from_scratch });
+            DestinationEvent::ResumeHere => self.signal(Signal::Resume { common: self.core.stored() }),
+            DestinationEvent::Resume { common } => self.signal(Signal::Resume { common: common.of(&self.marks()) }),
+            DestinationEvent::SettleHere => self.signal(Signal::Settle { common: self.core.stored() }),
+            DestinationEvent::SettleAt { common } => self.signal(Signal::Settle { common: common.of(&self.marks()) }),
+            DestinationEvent::Restart { at } => self.signal(Signal::Restart { at: at.of(&self.marks()) }),
+            DestinationEvent::RestartBehind { fills } => {
+                let Mark { fill, seq, digest } = self.core.stored();
+                let more = u64::from(*fills);
+                let digest = Digest(digest.0 ^ more);
+                let at = Mark { fill: Fill(fill.0.wrapping_add(more)), seq: Seq(seq.0.wrapping_add(9 * more)), digest };
+                self.signal(Signal::Restart { at });
             }
-            DestinationEvent::Resume { common, from_scratch } => {
-                self.signal(Signal::Resume { common: common.of(&self.marks()), from_scratch: *from_scratch });
+            DestinationEvent::Ping { answered, alone } => {
+                self.signal(Signal::Ping { answered: Seq(answered.near(self.core.stored().seq.0)), alone: *alone });
             }
+            DestinationEvent::Ask { id, volume, block, length } => {
+                let (offset, length) = (u64::from(*block) * BLOCK, length.near(BLOCK) as u32);
+                self.signal(Signal::Ask { id: (*id).into(), volume: (*volume).into(), offset, length });
+            }
+            DestinationEvent::Answer => self.answer(),
             DestinationEvent::SyncHere { whole } => {
                 self.signal(Signal::Sync { last: self.core.stored(), whole: *whole });
             }
@@ -251,7 +298,23 @@ impl Driver {
         let mut frames = self.frames.iter().filter(|frame| frame.mark.seq > self.durable.seq);
         assert!(frames.all(|frame| frame.written && frame.stable), "named before it is stable");
         self.core.handle_connected();
-        self.resumed = false;
+        (self.resumed, self.settled) = (false, false);
+        assert_eq!(self.asked, 0, "an answer for another connection is under way");
+    }
+
+    fn answer(&mut self) {
+        let mut segments = Vec::new();
+        if let Some(ask) = self.core.next_ask(&mut segments) {
+            assert!(self.resumed, "nobody is there to be answered");
+            assert_eq!(segments.iter().map(|segment| segment.length).sum::<u64>(), u64::from(ask.length));
+            (0..ask.count()).for_each(|number| {
+                assert!(!ask.block(number).is_empty() && (ask.knows(number) || !self.log.is_empty()))
+            });
+            self.asked += 1;
+        } else if self.asked > 0 {
+            self.asked -= 1;
+            assert_eq!(self.core.handle_summed(), self.resumed);
+        }
     }
 
     fn signal(&mut self, signal: Signal) {
@@ -262,21 +325,33 @@ impl Driver {
         let files = &self.files;
         let mut rescan = |before, until| files.rescan(SOURCE, before, until);
         if self.core.handle_signal(signal, &mut rescan, &mut self.effects).is_err() {
-            if matches!(signal, Signal::Resume { .. }) && !self.resumed {
+            if matches!(signal, Signal::Resume { .. } | Signal::Settle { .. }) && !self.resumed {
                 // Frames may have been dropped before it failed.
                 self.forget_after(self.core.stored());
             }
             self.look();
             return self.disconnect();
         }
-        if let Signal::Resume { common, from_scratch } = signal {
-            if from_scratch {
-                assert!(self.frames.is_empty(), "everything is thrown away");
-                self.base = common;
+        match signal {
+            Signal::Resume { common } | Signal::Settle { common } => {
+                self.forget_after(common);
+                assert_eq!((self.core.stored(), self.received()), (common, common));
+                self.resumed = matches!(signal, Signal::Resume { .. });
+                (self.reported, self.acked) = (common.seq, common.seq);
             }
-            self.forget_after(common);
-            assert_eq!((self.core.stored(), self.received()), (common, common));
-            (self.resumed, self.reported, self.acked) = (true, common.seq, common.seq);
+            Signal::Restart { at } => {
+                assert!(self.frames.is_empty() || self.settled, "everything is thrown away");
+                assert!(self.received().seq <= self.durable.seq, "what isn't clean is thrown away");
+                self.frames.clear();
+                self.base = at;
+                if self.core.staging_trouble().is_some() {
+                    // It found no room; the connection is closed next.
+                    self.base = self.core.stored();
+                }
+                assert_eq!(self.core.stored(), self.base);
+                (self.resumed, self.settled, self.reported, self.acked) = (true, false, at.seq, self.durable.seq);
+            }
+            Signal::Sync { .. } | Signal::Ping { .. } | Signal::Ask { .. } => {}
         }
         self.look();
     }
@@ -305,6 +380,7 @@ impl Driver {
             position: if goes_on { half.received } else { 0 },
             first: Seq(after.seq.0.wrapping_add(1)),
             committed: Seq(0),
+            stable_here: Seq(0),
             previous: after.digest,
             payload_bytes: 0,
             count: 0,
@@ -348,12 +424,19 @@ impl Driver {
                 Effect::WriteState(..) => {
                     assert!(!self.ops.iter().any(|op| matches!(op, Op::State(_))), "two states under way");
                     let superblock = self.core.superblock();
-                    if superblock.clean != self.durable {
+                    let (now, before) = (superblock.staging, self.state.staging);
+                    if superblock.clean != self.durable && before.phase == Phase::Direct {
                         assert!(!self.ops.iter().any(|op| matches!(op, Op::Apply | Op::ImageSync(_))));
                         assert_eq!(self.unsynced, 0, "applied before the images are synced");
                     }
+                    if now.phase == before.phase && now.tail != before.tail {
+                        assert!(!self.log_unsynced, "staged before the log is synced");
+                    }
+                    if now.phase == before.phase && now.head != before.head {
+                        assert_eq!(self.unsynced, 0, "drained before the images are synced");
+                    }
                     assert!(!superblock.promoted || superblock.clean == self.core.stored());
-                    self.ops.push(Op::State(superblock.clean));
+                    self.ops.push(Op::State(Box::new(superblock.clone())));
                 }
                 Effect::Erase(half, position) => {
                     let kept = |frame: &&Held| frame.mark.fill.half() == half && frame.start == position;
@@ -366,6 +449,25 @@ impl Driver {
                     assert!(!self.ops.iter().any(|op| matches!(op, Op::Apply)), "synced before all is written");
                     self.ops.push(Op::ImageSync(volume));
                 }
+                Effect::SyncStaging => self.ops.push(Op::StagingSync),
+                Effect::StageRestart(block, at) => self.ops.push(Op::StageRestart(block, at)),
+                Effect::FreeStaging(range) => {
+                    assert!(range.start < range.end);
+                    self.ops.push(Op::Free);
+                }
+                Effect::SyncDrained(volume) => {
+                    assert!(!self.ops.iter().any(|op| matches!(op, Op::Drain)), "synced before all is written");
+                    self.ops.push(Op::DrainSync(volume));
+                }
+                Effect::Disconnect(reason) => {
+                    assert!(!reason.is_empty() && !self.plan.best_effort && self.core.promotable());
+                    self.disconnect();
+                    if self.core.stored().seq < self.base.seq {
+                        // It was a restart that found no room.
+                        assert!(self.frames.is_empty());
+                        self.base = self.core.stored();
+                    }
+                }
                 Effect::Promoted(mark) => {
                     assert_eq!((mark, self.durable), (self.core.stored(), mark));
                     self.promoted = Some(mark);
@@ -376,8 +478,15 @@ impl Driver {
     }
 
     fn reported(&mut self, report: Report) {
-        assert!(self.core.connected() && self.resumed, "{report:?} to nobody");
+        let words = matches!(report, Report::Pong | Report::Settled(_));
+        assert!(self.core.connected() && (self.resumed || words), "{report:?} to nobody");
         match report {
+            Report::Pong => {}
+            Report::Settled(mark) => {
+                assert_eq!((mark, mark, self.settled), (self.durable, self.core.stored(), false));
+                self.settled = true;
+            }
+            Report::Sums { .. } => panic!("only the engine says so"),
             Report::Stored(seq) => {
                 assert!(seq > self.reported, "record {seq} is reported again");
                 (self.reported, self.acked) = (seq, seq);
@@ -423,16 +532,30 @@ impl Driver {
     fn apply(&mut self, count: usize) {
         let mut pieces = Vec::new();
         for _ in 0..count.max(1) {
-            let Some(op) = self.core.next_apply(&mut pieces) else { return };
+            let Some(op) = self.core.next_apply(&mut pieces) else { break };
             let superblock = self.core.superblock();
             let volume = &superblock.volumes[usize::from(op.volume)];
             assert!(op.run.length > 0 && op.run.offset + op.run.length <= volume.size_bytes);
             let fill = superblock.clean.fill.next();
             let mut frames = self.frames.iter().filter(|frame| frame.mark.fill == fill);
             assert!(frames.all(|frame| frame.written && frame.stable), "applied before it is stable in its file");
+            assert_eq!(self.state.staging.phase, Phase::Direct, "applied beside a log");
             self.unsynced |= 1 << op.volume;
             self.ops.push(Op::Apply);
         }
+        while let Some(op) = self.core.next_append() {
+            let fill = self.core.superblock().clean.fill.next();
+            let mut frames = self.frames.iter().filter(|frame| frame.mark.fill == fill);
+            assert!(op.half == fill.half() && frames.all(|frame| frame.written && frame.stable));
+            self.ops.push(Op::Append(op));
+        }
+        self.ops.extend(self.core.next_segment().map(Op::Segment));
+        while let Some(op) = self.core.next_drain(&mut pieces) {
+            assert_eq!(self.state.staging.phase, Phase::Draining, "drained before it is durable that it is");
+            self.unsynced |= 1 << op.volume;
+            self.ops.push(Op::Drain);
+        }
+        let _ = self.core.drain_is_late();
         let _ = self.core.apply_is_late();
     }
 
@@ -460,9 +583,38 @@ impl Driver {
                     .for_each(|frame| frame.stable = true);
                 self.core.handle_file_synced(&mut self.effects);
             }
-            Op::State(clean) => {
-                self.durable = clean;
+            Op::State(state) => {
+                assert!(
+                    self.plan.best_effort || promotable(&state) || !promotable(&self.state),
+                    "nothing is promotable"
+                );
+                (self.durable, self.state) = (state.clean, *state);
                 self.core.handle_state_written(&mut self.effects);
+            }
+            Op::Append(op) => {
+                let bytes = self.files.memory(op.half, op.start..op.end).to_vec();
+                self.write_log(op.at, &bytes);
+                self.log_unsynced = true;
+                self.core.handle_appended(Written::All);
+            }
+            Op::StagingSync => {
+                self.log_unsynced = false;
+                self.core.handle_staging_synced(Written::All);
+            }
+            Op::StageRestart(block, at) => {
+                self.write_log(at, &block[..]);
+                self.core.handle_restart_staged(Written::All, &mut self.effects);
+            }
+            Op::Free => self.core.handle_staging_freed(),
+            Op::Segment(range) => {
+                let bytes = &self.log[range.start as usize..range.end as usize];
+                let piece = Bytes { start: range.start, bytes };
+                self.core.handle_segment(&piece, Place(1 << 50)).expect("the log is whole");
+            }
+            Op::Drain => self.core.handle_drained(),
+            Op::DrainSync(volume) => {
+                self.unsynced &= !(1 << volume);
+                self.core.handle_drain_synced(volume);
             }
             Op::Erase(half, position) => {
                 self.files.erase(half, position);
@@ -480,13 +632,17 @@ impl Driver {
     fn disconnect(&mut self) {
         if self.core.connected() {
             self.core.handle_disconnected();
-            self.resumed = false;
+            (self.resumed, self.settled) = (false, false);
             self.frames.retain(|frame| frame.handed);
         }
     }
 
     fn promote(&mut self) {
         self.disconnect();
+        if let Some(base) = self.core.base() {
+            // What came behind it is no whole copy.
+            self.acked = base.seq;
+        }
         self.core.handle_promote(&mut self.effects);
         self.look();
     }
@@ -497,7 +653,17 @@ impl Driver {
             let _ = half.word();
         }
         assert!(self.core.stored().seq <= self.received().seq);
-        let _ = (self.core.promotable(), self.core.fresh(), self.core.verified());
+        let _ = (self.core.fresh(), self.core.verified(), self.core.heard());
+        // What the core calls promotable is so by the durable state.
+        assert!(!self.core.promotable() || promotable(&self.state));
+    }
+
+    fn write_log(&mut self, at: u64, bytes: &[u8]) {
+        let end = at as usize + bytes.len();
+        if self.log.len() < end {
+            self.log.resize(end, 0);
+        }
+        self.log[at as usize..end].copy_from_slice(bytes);
     }
 
     /// Everything that is under way happens; nothing comes from outside.
@@ -506,7 +672,8 @@ impl Driver {
             self.turn();
             self.store(usize::MAX);
             self.apply(usize::MAX);
-            if self.ops.is_empty() {
+            self.answer();
+            if self.ops.is_empty() && self.asked == 0 {
                 return;
             }
             (0..self.ops.len()).for_each(|_| self.complete(0));
@@ -519,9 +686,17 @@ impl Driver {
         if self.promoted.is_none() {
             self.disconnect();
             self.settle();
+        }
+        if self.promoted.is_none() {
             let found = recovery::recover(&self.files.files(), SOURCE, self.durable, false).expect("nothing vouches");
-            assert_eq!(found.end, self.core.stored(), "a restart finds something else");
+            assert_eq!(found.end, self.core.stored(), "a start finds something else");
             assert!(found.end.seq >= self.acked);
+            let mut scan = Scan::new(&self.state);
+            while let Some(range) = scan.wants() {
+                let bytes = &self.log[range.start as usize..range.end as usize];
+                scan.take(&Bytes { start: range.start, bytes }).expect("the log is whole");
+            }
+            scan.finish().expect("the log ends where the state says");
             self.promote();
             self.settle();
         }
@@ -529,6 +704,11 @@ impl Driver {
         assert_eq!((self.promoted, self.core.superblock().clean), (Some(stored), stored));
         assert!(self.core.superblock().epoch > EPOCH && stored.seq >= self.acked);
     }
+}
+
+/// Whether a state says that a promote would give a consistent image.
+fn promotable(state: &Superblock) -> bool {
+    state.whole || state.staging.phase == Phase::Staging
 }
 
 impl SentRecord {

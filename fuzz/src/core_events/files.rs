@@ -7,6 +7,7 @@ use nbd_mirror::format::block::Block;
 use nbd_mirror::format::frame::{Header, Record};
 use nbd_mirror::format::ids::{Id, Mark};
 use nbd_mirror::limits::BLOCK_BYTES;
+use std::ops::Range;
 
 /// Both halves, twice.
 pub struct Files {
@@ -27,6 +28,11 @@ impl Files {
         let frame = &mut self.memory[header.fill.half()][at..at + header.frame_bytes() as usize];
         frame[..BLOCK_BYTES].copy_from_slice(block);
         frame[BLOCK_BYTES..].fill(0);
+    }
+
+    /// What a half holds in memory.
+    pub fn memory(&self, half: usize, range: Range<u64>) -> &[u8] {
+        &self.memory[half][range.start as usize..range.end as usize]
     }
 
     /// A write to a file; the memory is as it was when the write was asked for.

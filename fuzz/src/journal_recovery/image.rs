@@ -190,6 +190,7 @@ impl Maker {
             position: self.position,
             first: self.end.seq.next(),
             committed,
+            stable_here: committed,
             previous: self.end.digest,
             payload_bytes: 0,
             count: 0,

@@ -1,9 +1,11 @@
 //! Both cores start from the same recovered journal, meet, and bring all of it to their devices.
 
 use super::image::{Journal, SOURCE, VOLUME_BYTES};
-use nbd_mirror::core::destination::{self, Destination};
+use nbd_mirror::core::destination::{self, Destination, StagingPlan};
+use nbd_mirror::core::dirty::Dirty;
 use nbd_mirror::core::half::{Entry, Ticket};
-use nbd_mirror::core::recovery::{self, Recovered};
+use nbd_mirror::core::policy::{OnDisconnect, Policy};
+use nbd_mirror::core::recovery::{self, Recovered, staged::Scan};
 use nbd_mirror::core::source::{self, Headers, Send, Shape, Source};
 use nbd_mirror::core::{Durability, Place};
 use nbd_mirror::format::block::Block;
@@ -11,7 +13,7 @@ use nbd_mirror::format::frame::{Header, Record};
 use nbd_mirror::format::ids::{Epoch, Fill, Mark};
 use nbd_mirror::format::superblock::{Role, Superblock, Volume};
 use nbd_mirror::format::wire::{Report, Signal, Verdict};
-use nbd_mirror::limits::BLOCK_BYTES;
+use nbd_mirror::limits::{BLOCK_BYTES, GRAIN_BYTES};
 use std::time::Duration;
 
 /// Rounds in which two sides that have everything must be done.
@@ -27,26 +29,10 @@ impl Headers for Memory {
 }
 
 fn superblock(journal: &Journal, role: Role, whole: bool) -> Superblock {
-    let volume = |name: &str| Volume {
-        name: name.into(),
-        size_bytes: VOLUME_BYTES,
-        block_bytes: 512,
-        copied_bytes: VOLUME_BYTES,
-    };
-    Superblock {
-        role,
-        generation: 2,
-        source: SOURCE,
-        name: "alpha".into(),
-        half_bytes: journal.half_bytes,
-        epoch: Epoch(1),
-        fenced_by: Epoch(0),
-        incarnation: 2,
-        clean: journal.clean,
-        whole,
-        promoted: false,
-        volumes: vec![volume("vol0"), volume("vol1")],
-    }
+    let volume = |name: &str| Volume { name: name.into(), size_bytes: VOLUME_BYTES, block_bytes: 512 };
+    let volumes = vec![volume("vol0"), volume("vol1")];
+    let first = Superblock::first(role, SOURCE, "alpha", journal.half_bytes, Epoch(1), volumes);
+    Superblock { generation: 2, incarnation: 2, clean: journal.clean, whole, ..first }
 }
 
 /// A frame's records, each with its place: its position in its half.
@@ -65,15 +51,26 @@ fn half_at(fill: Fill) -> Place {
 pub fn settle(journal: &Journal, recovered: Recovered, whole: bool) {
     let end = recovered.end;
     let again = super::recover(journal, whole).expect("it was recovered before");
-    let mut destination = Destination::recover(superblock(journal, Role::Destination, whole), again, |found| {
+    let state = superblock(journal, Role::Destination, whole);
+    let touched = Scan::new(&state).finish().expect("there is no log");
+    let plan = StagingPlan { limit_bytes: 0, best_effort: false };
+    let mut destination = Destination::recover(state, plan, touched, again, |found| {
         records(journal, found.header.fill, found.header.position)
     });
     assert_eq!(destination.stored(), end);
-    let shape = Shape { durability: Durability::Flush, mirrored: true, max_age: Duration::from_secs(10) };
-    let mut source = Source::recover(shape, superblock(journal, Role::Source, true), recovered, |id, position| {
-        let entry = |(record, place)| Entry { record, place, ticket: Ticket::NONE };
-        (Place(position), records(journal, id.fill, position).into_iter().map(entry).collect())
-    });
+    let shape = Shape {
+        durability: Durability::Flush,
+        mirrored: true,
+        policy: Policy { on_disconnect: OnDisconnect::Stall, timeout: Duration::from_secs(5) },
+        max_age: Duration::from_secs(10),
+        started_unix_s: 0,
+    };
+    let dirty = Dirty::clean(SOURCE, &[VOLUME_BYTES; 2], GRAIN_BYTES);
+    let mut source =
+        Source::recover(shape, superblock(journal, Role::Source, true), dirty, recovered, |id, position| {
+            let entry = |(record, place)| Entry { record, place, ticket: Ticket::NONE };
+            (Place(position), records(journal, id.fill, position).into_iter().map(entry).collect())
+        });
     assert_eq!(source.last(), end.seq);
     let mut segments = Vec::new();
     source.read(0, 0..VOLUME_BYTES, &mut segments);
@@ -110,9 +107,11 @@ fn pump(
     for effect in std::mem::take(ours) {
         match effect {
             source::Effect::WriteSuperblock(..) => source.handle_superblock_written(ours),
-            source::Effect::SyncJournal => source.handle_journal_synced(ours),
+            source::Effect::SyncJournal => source.handle_journal_synced(),
             source::Effect::SyncVolume(volume) => source.handle_volume_synced(volume),
+            source::Effect::WriteMap(..) => source.handle_map_written(),
             source::Effect::Release(..) | source::Effect::Switched(_) => {}
+            source::Effect::Mode(_) | source::Effect::Resync(_) => {}
             other => panic!("nothing calls for {other:?}"),
         }
     }
@@ -127,7 +126,7 @@ fn pump(
         }
     }
     for report in reports {
-        assert!(matches!(report, Report::Stored(_) | Report::Applied(_)), "{report:?}");
+        assert!(matches!(report, Report::Stored(_) | Report::Applied(_) | Report::Pong), "{report:?}");
         source.handle_report(report, ours);
     }
     while let Some(send) = source.next_to_send() {

@@ -120,6 +120,7 @@ pub async fn keep(
                 up_since = None;
                 teller.lost(&why);
                 if since.elapsed() >= SHORT_LIVED {
+                    pause = PAUSE.0;
                     continue;
                 }
             }
@@ -133,7 +134,6 @@ pub async fn keep(
                     match state {
                         LinkState::Up => {
                             teller.connected();
-                            pause = PAUSE.0;
                             continue;
                         }
                         LinkState::Fenced(_) => return,

@@ -40,7 +40,7 @@ impl Destination {
     /// Whether the log may go to the images: it must be durable that they aren't what is promotable any more.
     fn may_drain(&self) -> bool {
         let draining = |staging: &Staging| staging.phase == Phase::Draining;
-        draining(&self.superblock.staging) && draining(&self.durable.staging)
+        draining(&self.superblock.staging) && (draining(&self.durable.staging) || sings(Bug::DrainEarly))
     }
 
     /// The part of the log to be read into memory next; [`Destination::handle_segment`] takes it.

@@ -182,7 +182,9 @@ impl Destination {
         let mut refill = Vec::new();
         if self.halves.iter().any(|half| beyond(half) && half.fill == common.fill) {
             let other = &self.halves[1 - common.fill.half()];
-            let before = if other.state == State::Clean { self.superblock.clean } else { other.last };
+            // Both fills may be open after a start: the other one is the later one then, and is dropped.
+            let first = other.state == State::Clean || other.fill > common.fill;
+            let before = if first { self.superblock.clean } else { other.last };
             refill = rescan(before, common);
             if refill.last().is_none_or(|(found, _)| found.mark != common) {
                 return Err(format!("the frames up to {common} can't be found again in this fill's half"));

@@ -34,7 +34,7 @@ impl Destination {
     }
 
     /// Sets what counts as received back to what was handed to the journal files.
-    fn forget_unhanded(&mut self) {
+    pub(super) fn forget_unhanded(&mut self) {
         self.received = self.pending.back().map_or(self.stored, |pending| pending.mark);
         for half in &mut self.halves {
             half.received = half.handed;
@@ -63,7 +63,7 @@ impl Destination {
             Signal::Settle { common } => self.settle(common, rescan, effects),
             Signal::Restart { at } => self.restart(at, effects),
             Signal::Sync { .. } | Signal::Ask { .. } if !self.resumed => {
-                Err("the source signals before it resumed".into())
+                Err(self.staging_trouble().unwrap_or_else(|| "the source signals before it resumed".into()))
             }
             Signal::Sync { last, whole } => self.seal(last, whole, effects),
             Signal::Ask { id, volume, offset, length } => self.ask(id, volume, offset, length),
@@ -79,7 +79,7 @@ impl Destination {
     pub fn admit(&self, header: &Header) -> Result<(), String> {
         let ours = &self.superblock;
         if !self.resumed {
-            return Err("a frame before the source resumed".into());
+            return Err(self.staging_trouble().unwrap_or_else(|| "a frame before the source resumed".into()));
         }
         if header.epoch != ours.epoch {
             return Err(format!("a frame of epoch {}, this is epoch {}", header.epoch, ours.epoch));
@@ -138,7 +138,8 @@ impl Destination {
         let half = &self.halves[first.mark.fill.half()];
         let gathered = half.received - half.handed;
         let under_way = self.writing.len();
-        if self.starting_over || self.erasing > 0 || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= BUSY)) {
+        let waits = self.starting_over && !sings(Bug::RestartVolatile);
+        if waits || self.erasing > 0 || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= BUSY)) {
             return None;
         }
         let fill = first.mark.fill;

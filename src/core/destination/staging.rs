@@ -164,6 +164,13 @@ impl Destination {
                     staging.base.seq
                 );
                 self.log.trouble = Some(trouble.clone());
+                if self.restarting.take().is_some() {
+                    // Nothing was stored behind it, nor is what has come since.
+                    (self.resumed, self.starting_over) = (false, false);
+                    self.begin_from(self.superblock.clean);
+                    self.pending.clear();
+                    self.forget_unhanded();
+                }
                 if self.connected {
                     effects.push(Effect::Disconnect(trouble));
                 }
@@ -216,7 +223,7 @@ impl Destination {
             if append.handed < append.bytes {
                 return;
             }
-            if append.sync == Sync::No {
+            if append.sync == Sync::No && !sings(Bug::AppendUnsynced) {
                 append.sync = Sync::UnderWay;
                 effects.push(Effect::SyncStaging);
                 return;

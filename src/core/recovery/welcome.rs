@@ -168,9 +168,16 @@ pub const TABLE: &[Row] = &[
     Row {
         held: &[Held::Older],
         applied: &[Applied::Fits, Applied::Behind],
-        ..welcomed(ResyncAll, "it is of this history, or of one that this source outran: nothing newer is there to lose")
+        ..welcomed(
+            ResyncAll,
+            "it is of this history, or of one that this source outran: nothing newer is there to lose",
+        )
     },
-    Row { held: &[Held::Known, Held::Older], applied: &[Applied::Other], ..welcomed(PartedApplied, "an image can't take back what it holds") },
+    Row {
+        held: &[Held::Known, Held::Older],
+        applied: &[Applied::Other],
+        ..welcomed(PartedApplied, "an image can't take back what it holds")
+    },
     Row {
         held: &[Held::Ahead],
         ..welcomed(PartedAhead, "it holds what this journal has lost: nobody may drop that unasked")

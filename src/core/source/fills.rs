@@ -23,8 +23,7 @@ impl Source {
 
     pub(super) fn switch_if_due(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let half = &self.halves[self.open.half()];
-        // While the destination is away a switch would only waste what is left of the half.
-        let aged = half.opened_at.is_some_and(|opened| now >= opened + self.shape.max_age) && self.can_be_stored();
+        let aged = half.opened_at.is_some_and(|opened| now >= opened + self.shape.max_age) && self.may_age();
         if half.state == State::Open && (self.switch_wanted || aged) && self.can_switch() {
             self.seal_fill(effects);
         }
@@ -110,20 +109,26 @@ impl Source {
             return;
         }
         let retiring = self.retiring.is_some() && !sings(Bug::CleanBeforeMap);
-        let wanted = retiring || self.link.waits_for_map();
+        let wanted = retiring || self.map_first || self.link.waits_for_map();
         let mut bytes = Vec::new();
-        if wanted
-            && let Some(at) = self.dirty.next_write(&mut bytes)
-        {
+        if wanted && let Some(at) = self.dirty.next_write(&mut bytes) {
             self.map_writing = true;
             return effects.push(Effect::WriteMap(bytes, at));
         }
+        self.map_first = false;
         let Some(fill) = self.retiring.take() else { return };
         let half = &self.halves[fill.half()];
         let (last, whole, applied) = (half.last, half.whole, half.applied && self.shape.mirrored);
+        // The next fill in this half says so in its headers: should this superblock be lost, they show it. And what is
+        // remembered must reach up to its end.
+        self.stable = self.stable.max(last.seq);
         if applied {
             // It got here over the stream, so it is nowhere else any more.
             self.superblock.known.clear();
+            if whole && !self.dirty.grains().is_empty() {
+                // The destination holds all that was here; what was marked too much is of no use any more.
+                self.dirty.clear();
+            }
             if whole && !self.superblock.whole {
                 self.superblock.whole = true;
                 self.whole_from = None;
@@ -131,12 +136,13 @@ impl Source {
             }
             self.stable_both = self.stable_both.max(last.seq);
         } else {
+            // Should this be the fill that makes the destination's copy whole, no signal for it follows any more; so what is
+            // still marked is compared anew.
+            self.whole_from = None;
             self.remember();
         }
         self.halves[fill.half()].retiring = true;
         self.superblock.clean = last;
-        // The next fill in this half says so in its headers: should this superblock be lost, they show it.
-        self.stable = self.stable.max(last.seq);
         self.settle_lack();
         self.superblock_dirty = true;
     }
@@ -146,8 +152,15 @@ impl Source {
         self.map_writing = false;
     }
 
+    /// Everything is dirty: what the destination lacks isn't known. That it isn't whole may not be durable before that is:
+    /// after a crash in between, nothing would be left to copy.
+    pub(super) fn mark_all(&mut self) {
+        self.dirty.fill();
+        self.map_first = !self.dirty.is_stored();
+    }
+
     pub(super) fn write_superblock(&mut self, effects: &mut Vec<Effect>) {
-        if self.superblock_dirty && !self.superblock_writing {
+        if self.superblock_dirty && !self.superblock_writing && !self.map_first {
             self.superblock_dirty = false;
             self.stale_copies = 2;
             self.write_copy(effects);
@@ -166,6 +179,10 @@ impl Source {
     /// A copy of the superblock is durable; when both are, what it calls clean may be overwritten.
     pub fn handle_superblock_written(&mut self, effects: &mut Vec<Effect>) {
         self.superblock_writing = false;
+        if self.map_first {
+            self.superblock_dirty = true;
+            return;
+        }
         if self.superblock_dirty {
             return self.write_superblock(effects);
         }
@@ -188,8 +205,10 @@ impl Source {
     pub(super) fn finish_syncs(&mut self, effects: &mut Vec<Effect>) {
         let halves = &self.halves;
         let pending = |fill: Fill| halves.iter().any(|half| half.state != State::Clean && half.fill <= fill);
+        // What was waiting when the command came may have got errors instead.
+        let idle = halves[self.open.half()].state == State::Clean && self.queue.is_empty();
         self.syncs.retain(|(fill, token)| {
-            let keep = *fill >= self.open || pending(*fill);
+            let keep = (*fill >= self.open && !idle) || pending(*fill);
             if !keep {
                 effects.push(Effect::SyncDone(*token));
             }

@@ -72,7 +72,9 @@ impl Source {
         for entry in self.queue.iter().take(MAX_RECORDS_PER_FRAME) {
             let record = &entry.record;
             let more = padded(record.payload_bytes());
-            let held = self.copier.as_ref().is_some_and(|c| c.holds(record.volume, record.offset, record.end()));
+            // Alone, no client waits for the destination.
+            let copier = self.copier.as_ref().filter(|_| !self.clock.alone);
+            let held = copier.is_some_and(|c| c.holds(record.volume, record.offset, record.end()));
             if held || bytes + more > MAX_FRAME_PAYLOAD_BYTES {
                 break;
             }
@@ -103,7 +105,13 @@ impl Source {
         (self.superblock.half_bytes as usize / BLOCK_BYTES) * 2
     }
 
-    pub(super) fn make_frame(&mut self, now: Duration, entries: &[Entry], headers: &mut impl Headers, effects: &mut Vec<Effect>) {
+    pub(super) fn make_frame(
+        &mut self,
+        now: Duration,
+        entries: &[Entry],
+        headers: &mut impl Headers,
+        effects: &mut Vec<Effect>,
+    ) {
         let forced = |record: &Record| record.kind == Kind::Flush || record.flags & RECORD_FUA != 0;
         let sync = self.shape.durability == Durability::Flush && entries.iter().any(|entry| forced(&entry.record));
         let half = &mut self.halves[self.open.half()];
@@ -209,6 +217,11 @@ impl Source {
     /// Commits what both sides have, or what this one has while it is alone, in order.
     pub(super) fn commit(&mut self, effects: &mut Vec<Effect>) {
         let elsewhere = self.shape.mirrored && !self.clock.alone;
+        // As long as a start would take this source for alone, nothing may be answered as by both: the destination could
+        // be promoted, and that start knew nothing of it.
+        if elsewhere && !self.is_together() {
+            return;
+        }
         while let Some(flight) = self.flights.front() {
             let here = flight.written && (!flight.sync || self.synced >= flight.last);
             let acked = self.acked >= flight.last;
@@ -217,9 +230,9 @@ impl Source {
             }
             let (id, indexed, last) = (flight.id, flight.indexed, flight.last);
             if flight.stable {
-                self.stable = last;
+                self.stable = self.stable.max(last);
                 if acked {
-                    self.stable_both = last;
+                    self.stable_both = self.stable_both.max(last);
                 }
             }
             if !flight.copy && !indexed {
@@ -278,6 +291,7 @@ impl Source {
             if !stable {
                 self.volatile_until = last;
             }
+            self.stable_both = self.stable_both.max(frame.header.committed);
             self.flights.push_back(Flight {
                 id,
                 first,

@@ -32,6 +32,8 @@ pub enum Link {
         index: usize,
         /// The last record that was sent, or that the destination had.
         sent: Seq,
+        /// The last fill that the destination has done with.
+        applied: Fill,
     },
 }
 
@@ -48,6 +50,11 @@ impl Link {
     /// Whether there is a connection over which frames go.
     pub fn is_up(&self) -> bool {
         matches!(self, Link::Up { .. })
+    }
+
+    /// Whether the order will begin anew, and the destination wasn't told yet.
+    fn begins_anew(&self) -> bool {
+        matches!(self, Link::Settling { .. } | Link::Up { first: Some(First::Restart), .. })
     }
 
     /// Whether nothing can be sent before the dirty bitmap is stored.
@@ -67,10 +74,10 @@ pub enum Send {
 
 impl Source {
     /// Frames go over the connection from now on, those behind record `resumed`.
-    pub(super) fn link_up(&mut self, first: First, again: Option<Signal>, resumed: Seq) {
+    pub(super) fn link_up(&mut self, first: First, again: Option<Signal>, resumed: Seq, applied: Fill) {
         // From the oldest fill that isn't clean: its sync signal may have been lost with the last connection.
         let fill = self.superblock.clean.fill.next();
-        self.link = Link::Up { first: Some(first), again, resumed, fill, index: 0, sent: resumed };
+        self.link = Link::Up { first: Some(first), again, resumed, fill, index: 0, sent: resumed, applied };
     }
 
     /// The connection is gone.
@@ -89,20 +96,19 @@ impl Source {
         }
         // That the order begins anew, and what is dirty, must be durable here before the destination acts on it: a source
         // that forgot it in a crash would call an image whole that never was copied. And no half may become clean then.
-        let durable = !self.superblock_dirty
-            && !self.superblock_writing
-            && self.stale_copies == 0
-            && self.dirty.is_stored()
-            && self.ready_to_meet();
+        let written = !self.superblock_dirty && !self.superblock_writing && self.stale_copies == 0;
+        let durable = written && self.dirty.is_stored() && self.ready_to_meet();
         let clean = self.superblock.clean;
-        let (first, again, resumed, fill, index, sent) = match &mut self.link {
+        let (first, again, resumed, fill, index, sent, applied) = match &mut self.link {
             Link::Down => return None,
             Link::Settling { told: true, .. } => return None,
             Link::Settling { common, told } => {
                 *told = true;
                 return Some(Send::Block(Signal::Settle { common: *common }.encode()));
             }
-            Link::Up { first, again, resumed, fill, index, sent } => (first, again, resumed, fill, index, sent),
+            Link::Up { first, again, resumed, fill, index, sent, applied } => {
+                (first, again, resumed, fill, index, sent, applied)
+            }
         };
         match first.take() {
             Some(First::Restart) if !durable => {
@@ -111,7 +117,8 @@ impl Source {
             }
             Some(First::Restart) => {
                 (*resumed, *sent, *fill, *index) = (clean.seq, clean.seq, clean.fill.next(), 0);
-                self.acked = clean.seq;
+                (self.acked, *applied) = (clean.seq, clean.fill);
+                self.sent = self.sent.max(clean.seq);
                 return Some(Send::Block(Signal::Restart { at: clean }.encode()));
             }
             Some(First::Signal(signal)) => return Some(Send::Block(signal.encode())),
@@ -136,6 +143,10 @@ impl Source {
                 return None;
             }
             if let Some(frame) = half.frames.get(*index) {
+                // A half that is clean here may not be there: this source went on alone for a while.
+                if fill.0 > applied.0 + 2 {
+                    return None;
+                }
                 let id = FrameId { fill: *fill, index: *index };
                 *index += 1;
                 if frame.mark.seq > *resumed {
@@ -148,6 +159,9 @@ impl Source {
             // The destination may apply only what can't vanish from our own journal any more, and it must have stored
             // all of it: over this connection, where it had to be sent again.
             if half.state < State::Flushing || self.acked < half.last.seq {
+                return None;
+            }
+            if half.whole && !self.superblock.whole && !written {
                 return None;
             }
             (*fill, *index) = (fill.next(), 0);
@@ -169,25 +183,34 @@ impl Source {
     pub fn handle_report(&mut self, report: Report, effects: &mut Vec<Effect>) {
         self.clock.heard = true;
         match report {
+            // Neither goes before the word that tells it where the order begins: it may be about what is there no more.
+            Report::Stored(_) | Report::Applied(_) if self.link.begins_anew() => effects.push(Effect::ClosePeer(
+                "the destination says what it holds though the order has yet to begin anew".into(),
+            )),
             Report::Stored(seq) if seq > self.last.seq => {
                 effects.push(Effect::ClosePeer(format!(
                     "the destination acknowledges record {seq}, which was never sent"
                 )));
             }
-            Report::Stored(seq) => self.acked = self.acked.max(seq),
+            Report::Stored(seq) => {
+                self.clock.proved |= seq > self.acked;
+                self.acked = self.acked.max(seq);
+            }
             Report::Applied(mark) => self.handle_applied(mark, effects),
             Report::Fenced(epoch) => self.handle_fenced(epoch, effects),
             Report::Settled(mark) => match self.link {
                 Link::Settling { common, told: true } if common == mark => self.begin_anew(effects),
-                _ => effects.push(Effect::ClosePeer(format!(
-                    "the destination settled at {mark}, which it wasn't asked for"
-                ))),
+                _ => effects
+                    .push(Effect::ClosePeer(format!("the destination settled at {mark}, which it wasn't asked for"))),
             },
             Report::Pong | Report::Sums { .. } => {}
         }
     }
 
     pub(super) fn handle_applied(&mut self, mark: Mark, effects: &mut Vec<Effect>) {
+        if let Link::Up { applied, .. } = &mut self.link {
+            *applied = (*applied).max(mark.fill);
+        }
         // A fill that is clean here was applied before; a report that was late says nothing new.
         if mark.fill <= self.superblock.clean.fill {
             return;
@@ -218,6 +241,8 @@ impl Source {
         if !self.fenced() {
             self.superblock.fenced_by = epoch;
             self.superblock_dirty = true;
+            // It waits for no bitmap: nothing is copied from here any more.
+            self.map_first = false;
             self.write_superblock(effects);
         }
         self.link = Link::Down;

@@ -25,10 +25,14 @@ impl Source {
 
     /// A destination answered our hello.
     pub fn handle_welcome(&mut self, welcome: &Welcome, effects: &mut Vec<Effect>) {
-        let newest_of = |known: &dyn Fn(Mark) -> bool| welcome.boundaries.iter().rev().find(|mark| known(**mark)).copied();
+        let newest_of =
+            |known: &dyn Fn(Mark) -> bool| welcome.boundaries.iter().rev().find(|mark| known(**mark)).copied();
         let common = newest_of(&|mark| self.knows(mark));
         let known = newest_of(&|mark| self.superblock.known.contains(&mark));
         let newest = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
+        // Only some boundaries are remembered. A destination between two of them would have to drop what it may have been
+        // told to be stable on both sides, and it refuses that, rightly; so it is compared as a whole.
+        let known = known.filter(|mark| *mark == newest || newest.seq >= self.superblock.clean.seq);
         let found = meeting::Found {
             verdict: welcome.verdict.into(),
             epochs: match welcome.epoch.cmp(&self.superblock.epoch) {
@@ -56,12 +60,12 @@ impl Source {
         let close = match action {
             Action::StayFenced => return self.handle_fenced(epoch, effects),
             Action::StartOver => {
-                self.dirty.fill();
+                self.mark_all();
                 return self.begin_anew(effects);
             }
             Action::Resync => return self.settle(known.unwrap_or(newest), effects),
             Action::ResyncAll => {
-                self.dirty.fill();
+                self.mark_all();
                 return self.settle(known.unwrap_or(newest), effects);
             }
             Action::Resume | Action::ResumeCopy | Action::ResumeCopyAgain => {
@@ -119,24 +123,22 @@ impl Source {
     }
 
     /// The destination goes on from a common boundary.
-    fn resume(
-        &mut self,
-        action: Action,
-        common: Mark,
-        applied: Applied,
-        welcome: &Welcome,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn resume(&mut self, action: Action, common: Mark, applied: Applied, welcome: &Welcome, effects: &mut Vec<Effect>) {
         let clean = self.superblock.clean;
         if action == Action::ResumeCopyAgain {
-            self.dirty.fill();
+            self.mark_all();
             self.forget_whole();
+        }
+        // What it had applied it may have lost: then it is told again.
+        let has = welcome.applied;
+        for half in self.halves.iter_mut().filter(|half| half.last.seq > has.seq || half.fill > has.fill) {
+            half.applied = false;
         }
         self.handle_applied(welcome.applied, effects);
         // This source went on without it for a while, or it has lost a state: it holds that fill, but no signal follows
         // for what is clean here.
         let again = (applied == Applied::Behind).then_some(Signal::Sync { last: clean, whole: welcome.whole });
-        self.link_up(First::Signal(Signal::Resume { common }), again, common.seq);
+        self.link_up(First::Signal(Signal::Resume { common }), again, common.seq, welcome.applied.fill);
         self.acked = common.seq;
         if welcome.whole {
             // It holds exactly what was here at that boundary, and the journal has what came behind.
@@ -157,6 +159,14 @@ impl Source {
     /// The order will begin anew, once the destination has applied what it holds.
     fn settle(&mut self, common: Mark, effects: &mut Vec<Effect>) {
         self.drop_copy(effects);
+        // Whatever it had, it goes back to that boundary: what it acknowledged beyond counts for nothing any more.
+        self.acked = self.acked.min(common.seq);
+        self.equal.clear();
+        self.whole_from = None;
+        for half in &mut self.halves {
+            half.applied = false;
+            half.copied.clear();
+        }
         self.link = Link::Settling { common, told: false };
         self.clock_met();
     }
@@ -167,9 +177,10 @@ impl Source {
             self.note_lack();
         }
         self.forget_whole();
+        let clean = self.superblock.clean;
         let all = self.dirty.grains().bytes() >= self.superblock.volumes.iter().map(|volume| volume.size_bytes).sum();
-        self.link_up(First::Restart, None, Seq(0));
-        self.acked = self.superblock.clean.seq;
+        self.link_up(First::Restart, None, Seq(0), clean.fill);
+        self.acked = clean.seq;
         self.start_copy(all, effects);
         self.clock_met();
     }

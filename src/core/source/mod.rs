@@ -157,6 +157,8 @@ pub struct Source {
     syncs: Vec<(Fill, u64)>,
     dirty: Dirty,
     map_writing: bool,
+    /// All was marked: no superblock may be written before that is stored.
+    map_first: bool,
     /// The half that will be called clean once the dirty bitmap is stored.
     retiring: Option<Fill>,
     /// The last record that was ever sent to the destination, or may have been by a run before.
@@ -213,6 +215,7 @@ impl Source {
             syncs: Vec::new(),
             dirty,
             map_writing: false,
+            map_first: false,
             retiring: None,
             sent: recovered.end.seq,
             copier: None,
@@ -226,9 +229,12 @@ impl Source {
             shape,
             superblock,
         };
+        let end = recovered.end.seq;
         for frames in [recovered.first, recovered.second] {
             source.adopt(frames, &mut places);
         }
+        // A start makes what it finds stable before it looks.
+        (source.stable, source.synced) = (end, end);
         source.start_mode();
         source
     }
@@ -248,7 +254,9 @@ impl Source {
     /// A client wants everything that was answered so far to be stable. Returns whether it is already: so with
     /// [`Durability::Always`], unless a run before had another one; otherwise a flush record must be handed in.
     pub fn flush_is_free(&self) -> bool {
-        self.shape.durability == Durability::Always && self.stable >= self.volatile_until
+        let elsewhere = self.shape.mirrored && !self.clock.alone;
+        let stable = if elsewhere { self.stable_both } else { self.stable };
+        self.shape.durability == Durability::Always && stable >= self.volatile_until
     }
 
     /// Finds where the newest committed bytes of a range are.
@@ -289,7 +297,7 @@ impl Source {
             return None;
         }
         let half = &self.halves[self.open.half()];
-        let may = self.can_switch() && half.state == State::Open && self.can_be_stored();
+        let may = self.can_switch() && half.state == State::Open && self.may_age();
         let aged = half.opened_at.filter(|_| may).map(|opened| opened + self.shape.max_age);
         let paced = self.copier.as_ref().and_then(|_| self.pace.deadline(self.clock.now));
         aged.into_iter().chain(paced).chain(self.mode_deadline()).min()
@@ -353,6 +361,17 @@ impl Source {
     /// The resync or verify that goes on.
     pub fn copier(&self) -> Option<&Copier> {
         self.copier.as_ref()
+    }
+
+    /// Whether a half is switched though it isn't full. While the destination is away that would only waste what is left
+    /// of it: as long as the journal reaches back, what was missed is just sent again.
+    fn may_age(&self) -> bool {
+        self.link.is_up() || !self.shape.mirrored
+    }
+
+    /// Memory for payload gets scarce: what the open half holds should be given back soon.
+    pub fn handle_memory_low(&mut self) {
+        self.switch_wanted |= self.halves[self.open.half()].state == State::Open && self.can_be_stored();
     }
 
     /// Whether records can be stored everywhere where they must be before they are answered.

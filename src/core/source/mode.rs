@@ -11,6 +11,7 @@
 use super::super::policy::{Mode, OnDisconnect, Policy};
 use super::frames::release;
 use super::{Effect, Link, Shape, Source};
+use crate::canary::{Bug, sings};
 use crate::core::half::Ticket;
 use crate::format::superblock::Superblock;
 use std::time::Duration;
@@ -39,8 +40,10 @@ pub(super) struct Clock {
     pub failing: bool,
     /// Whether it may not go alone, since the destination may have been promoted.
     held_back: bool,
-    /// Since when there is no connection over which frames go.
+    /// Since when there is no connection that has proved to be of use.
     away_since: Option<Duration>,
+    /// Whether the destination has stored something over this connection, if there was anything to be stored.
+    pub proved: bool,
     /// Since when there is one.
     up_since: Option<Duration>,
     /// Something was heard since the last turn.
@@ -63,8 +66,11 @@ impl Clock {
             alone: false,
             returning: false,
             failing: false,
-            held_back: !superblock.alone && (superblock.whole || superblock.lacking_since_unix_s != 0),
+            held_back: !sings(Bug::AloneAfterStart)
+                && !superblock.alone
+                && (superblock.whole || superblock.lacking_since_unix_s != 0),
             away_since: None,
+            proved: false,
             up_since: None,
             heard: false,
             heard_at: Duration::ZERO,
@@ -86,8 +92,8 @@ impl Source {
     pub fn mode(&self) -> Mode {
         match (self.link.is_up(), self.clock.alone) {
             (_, true) => Mode::Alone,
+            (_, false) if self.clock.failing => Mode::Failing,
             (true, false) => Mode::Together,
-            (false, false) if self.clock.failing => Mode::Failing,
             (false, false) => Mode::Waiting,
         }
     }
@@ -102,6 +108,16 @@ impl Source {
         self.clock.held_back
     }
 
+    /// Whether there is a connection that is of use: the destination has stored something over it, if there was anything.
+    pub fn is_steady(&self) -> bool {
+        self.link.is_up() && self.clock.proved
+    }
+
+    /// Whether it is durable that this source isn't alone.
+    pub(super) fn is_together(&self) -> bool {
+        !self.superblock.alone && !self.clock.returning
+    }
+
     /// Whether new writes are to be refused with an error.
     pub fn failing(&self) -> bool {
         self.clock.failing
@@ -110,6 +126,11 @@ impl Source {
     /// When the destination was heard last.
     pub fn heard_at(&self) -> Duration {
         self.clock.heard_at
+    }
+
+    /// The destination may be away for another time from now on.
+    pub fn handle_timeout(&mut self, timeout: Duration) {
+        self.shape.policy.timeout = timeout;
     }
 
     /// Another policy holds from now on. To go on alone releases a source that waits, whatever for.
@@ -139,9 +160,8 @@ impl Source {
             // Whoever configures a destination later has to know that it lacks what is written now.
             self.superblock.alone = true;
         }
-        self.clock.alone = self.superblock.alone
-            && self.shape.mirrored
-            && self.shape.policy.on_disconnect == OnDisconnect::Continue;
+        self.clock.alone =
+            self.superblock.alone && self.shape.mirrored && self.shape.policy.on_disconnect == OnDisconnect::Continue;
     }
 
     /// What happened since the last turn happened now.
@@ -152,7 +172,13 @@ impl Source {
             clock.heard_at = now;
         }
         if self.link.is_up() {
-            clock.away_since = None;
+            // One that takes the connection and fails at once, again and again, is as good as away.
+            clock.proved |= self.acked >= self.last.seq;
+            if clock.proved {
+                clock.away_since = None;
+            } else {
+                clock.away_since.get_or_insert(now);
+            }
             clock.up_since.get_or_insert(now);
         } else {
             clock.up_since = None;
@@ -162,10 +188,14 @@ impl Source {
 
     /// There is a connection from now on.
     pub(super) fn clock_met(&mut self) {
-        self.clock.held_back = false;
+        if std::mem::take(&mut self.clock.held_back) {
+            // However long it was waited for: now it is there, and has the whole timeout to prove itself.
+            self.clock.away_since = None;
+        }
         self.clock.heard = true;
         self.clock.ping_at = self.clock.now + self.shape.policy.timeout / PINGS;
         self.clock.up_since = None;
+        self.clock.proved = false;
     }
 
     pub(super) fn turn_mode(&mut self, effects: &mut Vec<Effect>) {
@@ -187,20 +217,20 @@ impl Source {
             }
         }
         if self.link.is_up() {
-            self.clock.failing = false;
+            self.clock.failing &= !self.clock.proved;
             self.return_if_due(effects);
-        } else {
-            if self.clock.returning {
-                self.clock.returning = false;
-                self.superblock.alone = true;
-                self.superblock_dirty = true;
-            }
-            if self.clock.away_since.is_some_and(|since| now >= since + timeout) {
-                match self.shape.policy.on_disconnect {
-                    OnDisconnect::Continue if !self.clock.held_back => self.go_alone(),
-                    OnDisconnect::Fail => self.clock.failing = !self.clock.alone,
-                    OnDisconnect::Continue | OnDisconnect::Stall => {}
-                }
+            self.settle_lack();
+        } else if self.clock.returning {
+            self.clock.returning = false;
+            self.superblock.alone = true;
+            self.superblock_dirty = true;
+        }
+        let away = self.clock.away_since.is_some_and(|since| now >= since + timeout);
+        if away && !(self.clock.alone && self.link.is_up()) {
+            match self.shape.policy.on_disconnect {
+                OnDisconnect::Continue if !self.clock.held_back => self.go_alone(),
+                OnDisconnect::Fail => self.clock.failing = !self.clock.alone,
+                OnDisconnect::Continue | OnDisconnect::Stall => {}
             }
         }
         if self.clock.failing {
@@ -245,9 +275,7 @@ impl Source {
 
     /// Waits for the destination again once it has caught up and the connection has held for a while.
     fn return_if_due(&mut self, effects: &mut Vec<Effect>) {
-        let caught_up = self.sends_newest() && self.last.seq.0 - self.acked.0.min(self.last.seq.0) <= CAUGHT_UP;
-        let apart = self.superblock.alone || self.clock.returning;
-        if !apart || !caught_up {
+        if self.is_together() {
             return;
         }
         if self.clock.returning {
@@ -258,19 +286,22 @@ impl Source {
             }
             return;
         }
+        let caught_up = self.sends_newest() && self.last.seq.0 - self.acked.0.min(self.last.seq.0) <= CAUGHT_UP;
         let held = self.clock.up_since.is_some_and(|since| self.clock.now >= since + self.hold());
-        if held || !self.clock.alone {
+        // One that stores nothing is as good as away: it would be left behind again at once. By another policy writes wait
+        // already.
+        if !self.clock.alone || (caught_up && held && self.clock.proved) {
             self.clock.returning = true;
             self.superblock.alone = false;
             self.superblock_dirty = true;
-            self.settle_lack();
             self.write_superblock(effects);
         }
     }
 
-    /// The destination lacks nothing any more that was answered, once it has a whole copy and is waited for.
+    /// The destination lacks nothing any more that was answered, once it has a whole copy, has caught up and is waited for.
     pub(super) fn settle_lack(&mut self) {
-        if self.superblock.whole && !self.superblock.alone && self.superblock.lacking_since_unix_s != 0 {
+        let has_all = self.link.is_up() && self.superblock.whole && self.acked >= self.committed;
+        if has_all && self.is_together() && self.superblock.lacking_since_unix_s != 0 {
             self.superblock.lacking_since_unix_s = 0;
             self.superblock_dirty = true;
         }
@@ -319,5 +350,4 @@ impl Source {
         // What is over already waits for something else than time.
         [silent, ping, away, hold].into_iter().flatten().filter(|at| *at > clock.now).min()
     }
-
 }

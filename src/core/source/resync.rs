@@ -98,6 +98,20 @@ impl Source {
         next
     }
 
+    /// A window can't be read, or a verify can't be answered: for this reason.
+    pub fn handle_uncopied(&mut self, reason: &'static str, effects: &mut Vec<Effect>) {
+        match self.copier.as_ref().map(Copier::purpose) {
+            Some(Purpose::Verify { .. }) => {
+                self.drop_windows(effects);
+                self.copier = None;
+                effects.push(Effect::Verified(Err(reason)));
+            }
+            // It stays dirty, and is tried again over another connection. Clients go on meanwhile.
+            Some(Purpose::Resync) => effects.push(Effect::ClosePeer(format!("the resync can't go on: {reason}"))),
+            None => {}
+        }
+    }
+
     /// A window was read, and compared where it was asked for: these records hold what differs, in these ranges.
     pub fn handle_copied(
         &mut self,
@@ -113,12 +127,7 @@ impl Source {
         }
     }
 
-    pub(super) fn make_copy_frames(
-        &mut self,
-        now: Duration,
-        headers: &mut impl Headers,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn make_copy_frames(&mut self, now: Duration, headers: &mut impl Headers, effects: &mut Vec<Effect>) {
         while self.unwritten < MAX_FRAMES_IN_FLIGHT
             && let Some(Ready { number, entries, differing }) = self.copied_windows.pop()
         {
@@ -147,9 +156,13 @@ impl Source {
             let done = copier.handle_done(number, &differing, sent);
             if let Some((volume, offset, length)) = done.filter(|_| resync) {
                 let range = (volume, offset, offset + length);
-                match sent {
-                    Some(_) => self.halves[self.open.half()].copied.push(range),
-                    None => self.equal.push(range),
+                let ranges = match sent {
+                    Some(_) => &mut self.halves[self.open.half()].copied,
+                    None => &mut self.equal,
+                };
+                match ranges.last_mut() {
+                    Some((last, _, end)) if *last == volume && *end == offset => *end += length,
+                    _ => ranges.push(range),
                 }
             }
         }
@@ -160,7 +173,10 @@ impl Source {
     fn end_copy(&mut self, now: Duration, headers: &mut impl Headers, effects: &mut Vec<Effect>) {
         let stored = self.committed.min(self.acked);
         let done = self.copier.as_ref().is_some_and(|c| c.purpose() == Purpose::Resync && c.done(stored));
-        if !done || !self.link.is_up() || self.unwritten >= MAX_FRAMES_IN_FLIGHT || !self.make_room(BLOCK_BYTES, effects)
+        if !done
+            || !self.link.is_up()
+            || self.unwritten >= MAX_FRAMES_IN_FLIGHT
+            || !self.make_room(BLOCK_BYTES, effects)
         {
             return;
         }
@@ -168,6 +184,11 @@ impl Source {
         self.make_frame(now, &[Entry { record, place: Place(0), ticket: Ticket::NONE }], headers, effects);
         if let Some(copier) = self.copier.take() {
             effects.push(Effect::Resync(Resync::Sent(copier.tally().clone())));
+        }
+        if !self.superblock.whole {
+            // From the apply on there is something to promote. A source that crashes before it hears of that must wait for
+            // its destination at its next start: so it is noted, durably, before the signal goes.
+            self.note_lack();
         }
         // No reason to wait for the fill to fill up.
         self.whole_from = Some(self.last.fill);
@@ -189,25 +210,35 @@ impl Source {
     /// that were sent, and that no crash can take from this source any more.
     pub(super) fn remember(&mut self) {
         let clean = self.superblock.clean;
-        let until = self.sent.min(self.stable);
+        let until = self.sent.min(self.stable.max(self.synced));
+        // Behind what it was told to be stable on both sides a destination doesn't go back.
+        let vouched = [self.stable_both, self.acked];
         let after = self.superblock.known.last().map(|mark| mark.seq);
         let is_new = |mark: &Mark| mark.seq <= until && after.is_none_or(|after| mark.seq > after);
         let mut halves: Vec<_> = self.halves.iter().filter(|half| half.state != State::Clean).collect();
         halves.sort_by_key(|half| half.fill);
         let mut marks: Vec<Mark> = Vec::new();
         for half in halves {
-            let frames: Vec<Mark> = half.frames.iter().map(|frame| frame.mark).filter(is_new).collect();
-            // The newest ones, then ever fewer of the older ones; the end of a complete fill is among the first.
-            let (mut back, mut step) = (0, 1);
-            let mut some = Vec::new();
-            while back < frames.len() && some.len() < MAX_KNOWN_MARKS / 4 {
-                some.push(frames[frames.len() - 1 - back]);
-                if some.len() > MAX_KNOWN_MARKS / 8 {
+            // The half before may not be given free yet; what it changed isn't marked where the destination had it.
+            let behind = |mark: &Mark| mark.seq > clean.seq && is_new(mark);
+            let frames: Vec<Mark> = half.frames.iter().map(|frame| frame.mark).filter(behind).collect();
+            // The newest ones, then ever fewer of the older ones; the end of a complete fill is among the first. And those
+            // that followed the last acknowledgement: the destination holds that one, and mostly few behind it. Should it
+            // have to go back beyond what it was told to be stable on both sides, it wouldn't.
+            let acked = frames.partition_point(|mark| mark.seq < self.acked);
+            let mut some: Vec<usize> = (acked..frames.len().min(acked + MAX_KNOWN_MARKS / 5)).collect();
+            let (mut back, mut step) = (1, 1);
+            for count in 0..MAX_KNOWN_MARKS / 4 {
+                some.extend(frames.len().checked_sub(back));
+                if count >= MAX_KNOWN_MARKS / 8 {
                     step *= 2;
                 }
                 back += step;
             }
-            marks.extend(some.into_iter().rev());
+            some.extend(vouched.iter().filter_map(|seq| frames.binary_search_by_key(seq, |mark| mark.seq).ok()));
+            some.sort_unstable();
+            some.dedup();
+            marks.extend(some.into_iter().map(|index| frames[index]));
         }
         if is_new(&clean) {
             marks.insert(0, clean);
@@ -216,7 +247,9 @@ impl Source {
         known.extend(marks);
         while known.len() > MAX_KNOWN_MARKS {
             // Whoever is at one that is forgotten is compared as a whole.
-            known.remove(MAX_KNOWN_MARKS / 4);
+            let spare = |mark: &Mark| !vouched.contains(&mark.seq);
+            let at = (MAX_KNOWN_MARKS / 4..known.len()).find(|at| spare(&known[*at])).unwrap_or(1);
+            known.remove(at);
         }
     }
 }

@@ -1,13 +1,11 @@
 use super::*;
 use crate::core::index::Found;
+use crate::core::policy::OnDisconnect;
 use crate::format::frame::{Kind, RECORD_COPY, RECORD_FUA, Record};
 use crate::format::ids::{Digest, Id};
 use crate::format::superblock::{Role, Volume};
-use crate::core::policy::OnDisconnect;
 use crate::format::wire::{Report, Signal, Verdict, Welcome};
 use crate::limits::GRAIN_BYTES;
-
-
 
 mod apart;
 
@@ -308,10 +306,12 @@ fn a_fresh_destination_gets_a_copy_and_the_fill_that_makes_it_whole() {
     let fresh = Welcome { fresh: true, ..Welcome::refuse(Verdict::Welcome, Epoch(1), "") };
     rig.core.handle_welcome(&fresh, &mut rig.effects);
     let effects = rig.turn();
-    assert!(matches!(effects[..], [Effect::WriteMap(..), Effect::WriteSuperblock(..)]));
-    rig.superblock_written();
+    assert!(matches!(effects[..], [Effect::WriteMap(..)]), "no superblock says so before");
     assert!(rig.signals().is_empty(), "that all is dirty must be durable first");
     rig.core.handle_map_written();
+    assert!(matches!(rig.turn()[..], [Effect::WriteSuperblock(..)]));
+    assert!(rig.signals().is_empty(), "and that the image isn't whole");
+    rig.superblock_written();
     assert!(matches!(rig.signals()[..], [Signal::Restart { .. }]));
     let (number, window) = rig.core.next_copy().unwrap();
     assert_eq!((window.offset, window.length, window.asked), (0, 1 << 20, true));
@@ -393,9 +393,7 @@ fn a_destination_that_forgot_that_its_image_is_whole_is_not_told_so_before_all_i
     assert_eq!(rig.core.copier().unwrap().tally().total_bytes, 1 << 20, "the copy starts over");
     rig.turn();
     let signals = rig.signals();
-    let [Signal::Resume { .. }, Signal::Sync { whole: false, .. }] = signals[..] else {
-        panic!("{signals:?}")
-    };
+    let [Signal::Resume { .. }, Signal::Sync { whole: false, .. }] = signals[..] else { panic!("{signals:?}") };
     // Nor does a copy that was complete before count.
     assert!(!rig.core.halves().iter().any(|half| half.whole) && !rig.core.superblock().whole);
 }

@@ -1,6 +1,7 @@
 //! What a source asks of the contents: each question's range is put together in a place of its own, and hashed.
 //!
-//! What is in memory is copied at once; the image's part is read beside it, and the last read to come in ends it.
+//! What is in memory is copied at once; the image's part is read beside it. When all is there it is hashed, one range a
+//! turn: frames and pings that come meanwhile don't wait for all of them.
 
 use super::super::sums;
 use super::receive::sums_place;
@@ -44,11 +45,18 @@ impl Engine {
                 }
             }
             self.sums[number] = Some(Summing { ask, reads, failed: false });
-            if reads == 0 {
-                self.end_summing(number);
-            }
         }
         self.segments = segments;
+        let mut ready =
+            (0..self.sums.len()).filter(|number| self.sums[*number].is_some_and(|summing| summing.reads == 0));
+        let (first, more) = (ready.next(), ready.next().is_some());
+        if let Some(number) = first {
+            self.end_summing(number);
+        }
+        // A full counter wakes as well.
+        if more && self.wake.write(1).is_err() {
+            tracing::debug!("the engine's wake-up is pending already");
+        }
     }
 
     /// Contents that can't be read aren't known: the source sends them again.
@@ -59,9 +67,6 @@ impl Engine {
             let image = &self.images[usize::from(summing.ask.volume)];
             tracing::error!("image {} can't be read: {error}", image.disk.path().display());
             summing.failed = true;
-        }
-        if summing.reads == 0 {
-            self.end_summing(number);
         }
     }
 

@@ -14,6 +14,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Chunks that clients leave for header blocks and for copies: with at most 16 MiB of records queued, a header each.
 pub(super) const RESERVED_CHUNKS: usize = 64;
+/// Chunks beyond those, at which memory counts as scarce.
+pub(super) const LOW_CHUNKS: usize = 64;
 
 /// Whether to go on parsing.
 enum Progress {
@@ -180,8 +182,8 @@ impl Engine {
             self.refuse(client, cookie, &command);
             return true;
         }
-        // While the destination is away writes wait, reads go on.
-        if changes && !self.core.accepting() {
+        // While the destination is away writes wait, reads go on. Also a request without payload takes memory for a header.
+        if changes && (!self.core.accepting() || self.pool.free_chunks() <= RESERVED_CHUNKS / 2) {
             return false;
         }
         match command {

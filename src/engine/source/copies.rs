@@ -1,6 +1,6 @@
 //! Windows of a resync or a verify are read, compared with the destination's checksums, and handed to the core as records.
 
-use super::{Engine, EngineError, Token, failed};
+use super::{Engine, Token};
 use crate::core::Place;
 use crate::core::copy::{Purpose, Window};
 use crate::core::half::{Entry, Ticket};
@@ -27,6 +27,8 @@ pub(super) struct Reading {
     sums: Option<Vec<Sum>>,
     /// The connection over which it was asked for is gone.
     dropped: bool,
+    /// A part of it can't be read.
+    failed: bool,
 }
 
 /// What is done with a part of a window.
@@ -54,6 +56,7 @@ impl Engine {
                 outstanding: 1 + u32::from(window.asked),
                 sums: None,
                 dropped: false,
+                failed: false,
             });
             let mut at = window.offset;
             let end = window.offset + window.length;
@@ -90,14 +93,16 @@ impl Engine {
         zero
     }
 
-    pub(super) fn copy_read(&mut self, number: usize, outcome: io::Result<usize>) -> Result<(), EngineError> {
-        outcome.map_err(|cause| {
-            let window = self.copies.iter().find(|reading| reading.number == number).map(|reading| &reading.window);
-            let volume = window.map_or(0, |window| usize::from(window.volume));
-            failed("reading the volume for a resync", &self.volumes[volume], cause)
-        })?;
+    pub(super) fn copy_read(&mut self, number: usize, outcome: io::Result<usize>) {
+        if let Err(error) = outcome
+            && let Some(reading) = self.copies.iter_mut().find(|reading| reading.number == number)
+            && !std::mem::replace(&mut reading.failed, true)
+        {
+            let path = self.volumes[usize::from(reading.window.volume)].path().display();
+            let at = reading.window.offset;
+            tracing::error!("the volume ({path}) can't be read near byte {at} for a resync or a verify: {error}");
+        }
         self.copy_part_done(number);
-        Ok(())
     }
 
     /// The destination's checksums of a window arrived. An error closes the connection.
@@ -141,11 +146,25 @@ impl Engine {
             return false;
         }
         let reading = self.copies.swap_remove(at);
-        if reading.dropped {
+        let purpose = self.core.copier().map(|copier| copier.purpose());
+        let verifies = matches!(purpose, Some(Purpose::Verify { .. }));
+        let unknown = reading.sums.as_ref().is_some_and(|sums| sums.contains(&Sum::default()));
+        let trouble = match () {
+            () if reading.failed => Some("a volume can't be read; the log says where"),
+            () if verifies && unknown => Some(
+                "the destination doesn't know what its images hold: it still brings a resync onto them, or can't read \
+                 them. Its status and its log say which",
+            ),
+            () => None,
+        };
+        if reading.dropped || trouble.is_some() {
             reading.pieces.iter().for_each(|(place, bytes)| self.give_back(*place, *bytes));
+            if let Some(trouble) = trouble.filter(|_| !reading.dropped) {
+                self.core.handle_uncopied(trouble, &mut self.effects);
+            }
             return true;
         }
-        let send = self.core.copier().is_some_and(|copier| copier.purpose() != Purpose::Verify { repair: false });
+        let send = purpose.is_some_and(|purpose| purpose != Purpose::Verify { repair: false });
         let (mut entries, mut differing) = (Vec::new(), Vec::new());
         if reading.hole {
             self.compare_hole(&reading, send, &mut entries, &mut differing);
@@ -157,13 +176,7 @@ impl Engine {
     }
 
     /// A window of zeros.
-    fn compare_hole(
-        &self,
-        reading: &Reading,
-        send: bool,
-        entries: &mut Vec<Entry>,
-        differing: &mut Vec<(u64, u64)>,
-    ) {
+    fn compare_hole(&self, reading: &Reading, send: bool, entries: &mut Vec<Entry>, differing: &mut Vec<(u64, u64)>) {
         let window = &reading.window;
         let mut run: Option<(u64, u64)> = None;
         let mut at = window.offset;
@@ -186,13 +199,7 @@ impl Engine {
     }
 
     /// A window that was read: what differs becomes records, of the very memory it was read into.
-    fn compare(
-        &mut self,
-        reading: &Reading,
-        send: bool,
-        entries: &mut Vec<Entry>,
-        differing: &mut Vec<(u64, u64)>,
-    ) {
+    fn compare(&mut self, reading: &Reading, send: bool, entries: &mut Vec<Entry>, differing: &mut Vec<(u64, u64)>) {
         let window = &reading.window;
         let mut offset = window.offset;
         for (place, bytes) in &reading.pieces {
@@ -214,6 +221,9 @@ impl Engine {
                 }
                 at += length;
             }
+            // A few blocks would keep the memory of all until their half is clean: they move closer together.
+            let data: u64 = runs.iter().filter(|(part, ..)| *part == Part::Data).map(|(.., length)| length).sum();
+            let sparse = data <= bytes / 2;
             let mut users = 0;
             for (part, at, length) in runs {
                 if part == Part::Equal {
@@ -230,19 +240,20 @@ impl Engine {
                     entries.push(zero_record(window, offset + at, length));
                     continue;
                 }
-                let place = Place(place.0 + at);
-                // SAFETY: as above.
-                let contents = unsafe { self.memory.bytes(place, length as usize) };
-                let record = Record {
-                    volume: window.volume,
-                    kind: Kind::Write,
-                    flags: RECORD_COPY,
-                    offset: offset + at,
-                    length: length as u32,
-                    checksum: crc32c(contents),
-                };
-                entries.push(Entry { record, place, ticket: Ticket::NONE });
-                users += 1;
+                let (mut done, mut from) = (0, Place(place.0 + at));
+                while done < length {
+                    let moved = if sparse { self.pool.take((length - done) as usize) } else { None };
+                    let (to, taken) = moved.unwrap_or((from, (length - done) as usize));
+                    if to != from {
+                        // SAFETY: this piece's reads are complete, and the target was just taken.
+                        unsafe { self.memory.copy(from, to, taken) };
+                    } else {
+                        users += 1;
+                    }
+                    entries.push(self.data_record(window, offset + at + done, to, taken));
+                    done += taken as u64;
+                    from.0 += taken as u64;
+                }
             }
             // The piece counts as one user of its chunk; each record gives one back.
             match users {
@@ -251,6 +262,24 @@ impl Engine {
             }
             offset += bytes;
         }
+    }
+
+    /// A record of bytes in memory that are this copy's alone.
+    fn data_record(&self, window: &Window, offset: u64, place: Place, bytes: usize) -> Entry {
+        // SAFETY: nobody else uses these bytes, nor what is left of their last block.
+        let contents = unsafe {
+            self.memory.bytes_mut(Place(place.0 + bytes as u64), padded(bytes) - bytes).fill(0);
+            self.memory.bytes(place, bytes)
+        };
+        let record = Record {
+            volume: window.volume,
+            kind: Kind::Write,
+            flags: RECORD_COPY,
+            offset,
+            length: bytes as u32,
+            checksum: crc32c(contents),
+        };
+        Entry { record, place, ticket: Ticket::NONE }
     }
 
     fn give_back(&mut self, place: Place, bytes: u64) {

@@ -22,6 +22,7 @@ use super::ring::Ring;
 use super::zeroing::Zeroing;
 use crate::core::half::Ticket;
 use crate::core::index::{Action, Segment};
+use crate::core::policy::Policy;
 use crate::core::source::{Effect, FrameId, Headers, Source};
 use crate::core::{Durability, Place};
 use crate::format::block::Block;
@@ -213,7 +214,7 @@ impl Engine {
                 self.core.handle_volume_synced(volume);
             }
             Token::Read(ticket, volume) => self.read_done(ticket, volume, outcome),
-            Token::Copy(number) => self.copy_read(number, outcome)?,
+            Token::Copy(number) => self.copy_read(number, outcome),
         }
         Ok(())
     }
@@ -223,6 +224,9 @@ impl Engine {
         self.admit_peer();
         loop {
             self.bury();
+            if self.pool.free_chunks() <= clients::RESERVED_CHUNKS + clients::LOW_CHUNKS {
+                self.core.handle_memory_low();
+            }
             self.open_gates();
             let now = self.started.elapsed();
             let mut headers = HeaderMemory { memory: &self.memory, pool: &mut self.pool };
@@ -308,14 +312,18 @@ impl Engine {
                 let _ = answer.send(status);
             }
             SourceCommand::Set(setting, done) => {
-                let mut policy = self.core.policy();
                 match setting {
-                    Setting::OnDisconnect(on_disconnect) => policy.on_disconnect = on_disconnect,
-                    Setting::Timeout(timeout) => policy.timeout = timeout,
+                    Setting::OnDisconnect(on_disconnect) => {
+                        self.core.handle_policy(Policy { on_disconnect, ..self.core.policy() });
+                    }
+                    Setting::Timeout(timeout) => self.core.handle_timeout(timeout),
                 }
-                self.core.handle_policy(policy);
                 // Nobody may be waiting any more.
                 let _ = done.send(());
+            }
+            // One that has ended in this turn hasn't been told yet.
+            SourceCommand::Verify { done, .. } if self.report.verifies() => {
+                drop(done.send(Err("a verify is under way already".into())));
             }
             SourceCommand::Verify { repair, done } => match self.core.handle_verify(repair) {
                 Ok(()) => self.report.begin_verify(repair, done),

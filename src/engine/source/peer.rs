@@ -102,9 +102,7 @@ impl Engine {
                     break;
                 }
                 // SAFETY: as above.
-                let sums = unsafe {
-                    self.memory.bytes(Place(self.peer_memory.0 + (at + REPORT_BYTES) as u64), length)
-                };
+                let sums = unsafe { self.memory.bytes(Place(self.peer_memory.0 + (at + REPORT_BYTES) as u64), length) };
                 let sums = sums.chunks_exact(size_of::<Sum>()).filter_map(|sum| sum.first_chunk().copied()).collect();
                 if let Err(reason) = self.copy_answered(id, sums) {
                     return self.close_peer(&reason);

@@ -18,6 +18,8 @@ const RATE_OVER: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Report {
     mode: Option<(Mode, u64)>,
+    /// Whether the two were ever in step in this run.
+    been_together: bool,
     began: Option<(Instant, u64)>,
     /// How many bytes were done when, over the last seconds.
     samples: VecDeque<(Instant, u64)>,
@@ -29,6 +31,19 @@ pub(super) struct Report {
 fn unix_ms() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     now.as_millis() as u64
+}
+
+/// Ranges by their place, neighbours as one: windows are compared in any order.
+fn in_order(mut ranges: Vec<(u16, u64, u64)>) -> Vec<(u16, u64, u64)> {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, before| {
+        let neighbours = (before.0, before.1 + before.2) == (next.0, next.1);
+        if neighbours {
+            before.2 += next.2;
+        }
+        neighbours
+    });
+    ranges
 }
 
 impl Report {
@@ -59,12 +74,17 @@ impl Report {
                  is complete"
             ),
             (_, Mode::Failing) => tracing::error!("writes fail: the destination is away ({why})"),
-            (None, Mode::Together) => tracing::info!("in step with the destination {:?} after the start", started.elapsed()),
-            (Some(before), Mode::Together) => {
+            (_, Mode::Together) if !std::mem::replace(&mut self.been_together, true) && before != Some(Mode::Alone) => {
+                tracing::info!(
+                    "writes are stored on both sides, {:.1} s after the start",
+                    started.elapsed().as_secs_f64()
+                );
+            }
+            (before, Mode::Together) => {
                 let word = match before {
-                    Mode::Alone => "was alone",
-                    Mode::Failing => "writes failed",
-                    Mode::Waiting | Mode::Together => "writes waited",
+                    Some(Mode::Alone) => "the source was alone",
+                    Some(Mode::Failing) => "writes failed",
+                    Some(Mode::Waiting | Mode::Together) | None => "writes waited",
                 };
                 tracing::info!("writes are stored on both sides again ({word} before)");
             }
@@ -91,7 +111,13 @@ impl Report {
                     took.as_secs_f64()
                 );
             }
-            Resync::Whole => tracing::info!("the destination has a whole copy"),
+            Resync::Whole => {
+                // In step since now, and not since the connection was made.
+                if let Some((Mode::Together, since)) = &mut self.mode {
+                    *since = unix_ms();
+                }
+                tracing::info!("the destination has a whole copy");
+            }
         }
     }
 
@@ -107,6 +133,11 @@ impl Report {
         self.verify = Some((repair, done));
     }
 
+    /// Whether somebody waits for a verify.
+    pub fn verifies(&self) -> bool {
+        self.verify.is_some()
+    }
+
     /// It is over.
     pub fn verified(&mut self, outcome: Result<Tally, &'static str>) {
         let Some((repair, done)) = self.verify.take() else { return };
@@ -117,7 +148,7 @@ impl Report {
                     compared_bytes: tally.done_bytes,
                     differing_bytes: tally.differing_bytes,
                     repaired_bytes: if repair { tally.differing_bytes } else { 0 },
-                    ranges: tally.ranges,
+                    ranges: in_order(tally.ranges),
                     ended_unix_s: unix_ms() / 1000,
                 };
                 let (differ, all) = (verified.differing_bytes, verified.compared_bytes);
@@ -219,5 +250,16 @@ impl Engine {
             verified: report.verified.clone(),
             counters: self.counters,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_order;
+
+    #[test]
+    fn ranges_are_listed_by_their_place() {
+        let found = vec![(0, 8192, 4096), (1, 0, 512), (0, 0, 4096), (0, 4096, 4096), (0, 65_536, 4096)];
+        assert_eq!(in_order(found), [(0, 0, 12_288), (0, 65_536, 4096), (1, 0, 512)]);
     }
 }

@@ -9,8 +9,8 @@ use super::super::ring::Ring;
 use super::peer::PEER_BYTES;
 use super::report::Report;
 use super::{Engine, EngineError, Sender, journal_offset, map_offset};
-use crate::core::half::{Entry, Ticket};
 use crate::core::dirty::{self, Dirty};
+use crate::core::half::{Entry, Ticket};
 use crate::core::policy::Policy;
 use crate::core::recovery::copies::{Init, Reading};
 use crate::core::recovery::source_start::{Action, Fence, Found, Shape as Fit};
@@ -20,9 +20,7 @@ use crate::core::{Durability, Place};
 use crate::format::frame::{Header, padded};
 use crate::format::ids::Epoch;
 use crate::format::superblock::{Role, Superblock, Volume as VolumeFacts, encode_claim};
-use crate::limits::{
-    BLOCK_BYTES, CHUNK_BYTES, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES,
-};
+use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES};
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;

@@ -22,7 +22,13 @@ fn version(generation: u64) -> Superblock {
         alone: generation % 2 == 1,
         lacking_since_unix_s: generation * 3,
         known: (0..generation % 4 * 10).map(mark).collect(),
-        staging: Staging { phase: Phase::Draining, head: 4096, tail: 8192 * generation, before: mark(3), base: mark(2) },
+        staging: Staging {
+            phase: Phase::Draining,
+            head: 4096,
+            tail: 8192 * generation,
+            before: mark(3),
+            base: mark(2),
+        },
         ..Superblock::first(Role::Source, Id([3; 16]), "alpha", 8 << 20, Epoch(1), volumes)
     }
 }

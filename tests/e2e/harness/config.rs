@@ -29,6 +29,8 @@ pub struct SourceConfig {
     pub dir: PathBuf,
     pub name: String,
     pub durability: String,
+    pub on_disconnect: String,
+    pub timeout: String,
     pub journal: PathBuf,
     pub journal_size: String,
     pub max_age: String,
@@ -47,6 +49,8 @@ impl SourceConfig {
             dir: dir.to_owned(),
             name: name.to_owned(),
             durability: "always".to_owned(),
+            on_disconnect: "stall".to_owned(),
+            timeout: "5s".to_owned(),
             journal: dir.join(format!("{name}.journal")),
             journal_size: "32MiB".to_owned(),
             max_age: "10s".to_owned(),
@@ -69,8 +73,8 @@ impl SourceConfig {
 
     /// Writes the file and returns its path.
     pub fn write(&self) -> PathBuf {
-        let mut text =
-            format!("name = {:?}\ndurability = {:?}\non_disconnect = \"stall\"\n", self.name, self.durability);
+        let mut text = format!("name = {:?}\ndurability = {:?}\n", self.name, self.durability);
+        let _ = write!(text, "on_disconnect = {:?}\ntimeout = {:?}\n", self.on_disconnect, self.timeout);
         let _ = write!(
             text,
             "[journal]\npath = {:?}\nsize = {:?}\nmax_age = {:?}\n",
@@ -100,6 +104,8 @@ pub struct DestinationConfig {
     pub name: String,
     pub listen: SocketAddr,
     pub journal_dir: PathBuf,
+    pub staging_size: String,
+    pub resync_staging: String,
     /// Source name, and volume name and image of each of its volumes.
     pub sources: Vec<(String, Vec<(String, PathBuf)>)>,
     /// Appended as it is.
@@ -114,6 +120,8 @@ impl DestinationConfig {
             name: "destination".to_owned(),
             listen: free_port(),
             journal_dir: dir.join("journals"),
+            staging_size: "1GiB".to_owned(),
+            resync_staging: "require".to_owned(),
             sources: Vec::new(),
             extra: String::new(),
         }
@@ -132,6 +140,7 @@ impl DestinationConfig {
     /// Writes the file and returns its path.
     pub fn write(&self) -> PathBuf {
         let mut text = format!("listen = \"{}\"\njournal_dir = {:?}\n", self.listen, self.journal_dir);
+        let _ = write!(text, "staging_size = {:?}\nresync_staging = {:?}\n", self.staging_size, self.resync_staging);
         for (source, volumes) in &self.sources {
             let _ = write!(text, "[[source]]\nname = {source:?}\n");
             for (name, image) in volumes {

@@ -16,6 +16,8 @@ use super::{DestinationConfig, SourceConfig, eventually, wait_until};
 
 /// How long a daemon may take to start, to stop or to recover.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a source may take to come to a state: a resync on a busy machine, or a link that has to prove that it holds.
+const STATE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The binary under test.
 pub fn binary() -> PathBuf {
@@ -198,6 +200,18 @@ impl Daemon {
         child.wait().expect("reap a daemon");
     }
 
+    /// Stops the daemon where it is, as a machine does that hangs; its sockets stay.
+    #[track_caller]
+    pub fn freeze(&self) {
+        kill(Pid::from_raw(self.pid() as i32), Signal::SIGSTOP).expect("freeze a daemon");
+    }
+
+    /// Lets a frozen daemon go on.
+    #[track_caller]
+    pub fn thaw(&self) {
+        kill(Pid::from_raw(self.pid() as i32), Signal::SIGCONT).expect("thaw a daemon");
+    }
+
     /// Sends a signal that the daemon stops cleanly on, and returns how it ended.
     #[track_caller]
     pub fn stop(&mut self, signal: Signal) -> ExitStatus {
@@ -251,31 +265,64 @@ impl Daemon {
     /// Waits until `status --json` satisfies a condition.
     #[track_caller]
     pub fn wait_for_status(&self, what: &str, condition: impl Fn(&Value) -> bool) {
+        self.wait_for_status_within(PATIENCE, what, condition);
+    }
+
+    /// Waits until the state is this one; returns the whole status.
+    #[track_caller]
+    pub fn wait_for_state(&self, state: &str) -> Value {
+        self.wait_for_status_within(STATE_PATIENCE, &format!("state {state:?}"), |status| status["state"] == state)
+    }
+
+    /// Waits until the first source's mirror at this destination satisfies a condition; returns its status.
+    #[track_caller]
+    pub fn wait_for_mirror(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        self.wait_for_status_within(STATE_PATIENCE, what, |status| condition(&status["sources"][0]))["sources"][0]
+            .take()
+    }
+
+    /// Waits, however busy the machine may be, until the status satisfies a condition; returns it.
+    #[track_caller]
+    pub fn wait_for_status_of(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        self.wait_for_status_within(STATE_PATIENCE, what, condition)
+    }
+
+    #[track_caller]
+    fn wait_for_status_within(&self, limit: Duration, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
         let start = std::time::Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < limit {
             last = self.status();
             if condition(&last) {
-                return;
+                return last;
             }
             thread::sleep(Duration::from_millis(20));
         }
         panic!("status of the {} never said: {what}\nlast:\n{last:#}", self.role);
     }
 
-    /// Waits until the first copy of every volume is complete.
+    /// Waits until the destination of this source has a whole copy.
     #[track_caller]
     pub fn wait_for_first_copy(&self) {
-        self.wait_for_status("every volume is copied", |status| {
-            let volumes = status["volumes"].as_array();
-            volumes.is_some_and(|all| all.iter().all(|volume| volume["copied_bytes"] == volume["copy_total_bytes"]))
-        });
+        self.wait_for_status("every volume is copied", |status| status["whole"] == true);
     }
 
     /// Switches halves and waits for the apply.
     #[track_caller]
     pub fn sync(&self) {
         verb(&["sync", "--admin", path_str(&self.admin)]).success();
+    }
+
+    /// Changes the policy of a source that runs.
+    #[track_caller]
+    pub fn set(&self, settings: &[&str]) -> String {
+        verb(&[&["set", "--admin", path_str(&self.admin)], settings].concat()).success()
+    }
+
+    /// Compares volumes and images.
+    #[track_caller]
+    pub fn verify(&self, options: &[&str]) -> Finished {
+        verb(&[&["verify", "--admin", path_str(&self.admin)], options].concat())
     }
 
     /// Asks for a promote of a source's images.

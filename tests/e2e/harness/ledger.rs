@@ -123,6 +123,11 @@ impl Ledger {
         self.answered.load(Ordering::Relaxed)
     }
 
+    /// The time now, on the ledger's clock: what was answered before this call was answered before it.
+    pub fn now(&self) -> u64 {
+        self.tick()
+    }
+
     fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::SeqCst)
     }
@@ -196,7 +201,13 @@ impl Ledger {
     /// is being written.
     #[track_caller]
     pub fn settle(&self, what: &str, images: &[Image]) {
-        for (versions, found) in self.versions.iter().zip(self.check(what, images)) {
+        self.settle_as_of(NEVER, what, images);
+    }
+
+    /// The same for a copy that may lack what was answered from `time` on, as one does that was left alone since.
+    #[track_caller]
+    pub fn settle_as_of(&self, time: u64, what: &str, images: &[Image]) {
+        for (versions, found) in self.versions.iter().zip(self.check_as_of(time, what, images)) {
             let mut versions = versions.lock().unwrap();
             for write in &mut versions[found..] {
                 write.answered = NEVER;
@@ -214,6 +225,13 @@ impl Ledger {
     /// written, or at least nothing is answered.
     #[track_caller]
     pub fn check(&self, what: &str, images: &[Image]) -> Vec<usize> {
+        self.check_as_of(NEVER, what, images)
+    }
+
+    /// The same for copies that may lack what was answered from `time` on. They must hold all before, and a prefix of the
+    /// order all the same.
+    #[track_caller]
+    pub fn check_as_of(&self, time: u64, what: &str, images: &[Image]) -> Vec<usize> {
         let versions: Vec<Vec<Sent>> = self.versions.iter().map(|versions| versions.lock().unwrap().clone()).collect();
         assert_eq!(versions.len(), images.len() * self.blocks_per_volume, "one image for each volume");
         let place =
@@ -229,7 +247,7 @@ impl Ledger {
                 assert!(!gone, "{what}: UNDEAD: {place} holds version {version}, which an earlier crash had taken");
             }
         }
-        let mut rules = Rules::new(self.durable.load(Ordering::SeqCst));
+        let mut rules = Rules::new(self.durable.load(Ordering::SeqCst).min(time));
         // Each look can show that zeros must be newer than was thought, so it goes on until nothing changes.
         loop {
             let found: Vec<usize> = (0..held.len())
@@ -245,6 +263,14 @@ impl Ledger {
                 return found;
             }
         }
+    }
+
+    /// When the newest of these versions was sent, one for each block, as a check returns them.
+    pub fn newest(&self, found: &[usize]) -> u64 {
+        let sent = |(versions, found): (&Mutex<Vec<Sent>>, &usize)| {
+            found.checked_sub(1).map_or(0, |at| versions.lock().unwrap()[at].sent)
+        };
+        self.versions.iter().zip(found).map(sent).max().unwrap_or(0)
     }
 
     #[track_caller]

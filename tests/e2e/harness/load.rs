@@ -5,10 +5,10 @@
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::ledger::BLOCK;
 use super::{Chance, Client, Endpoint, Ledger, flag, kind, wait_until};
@@ -26,11 +26,15 @@ pub struct Habits {
     pub largest: usize,
     /// Whether there are reads, trims, write-zeroes and writes with FUA among the writes.
     pub mixed: bool,
+    /// How long each connection rests after each answer.
+    pub rest: Duration,
 }
 
 impl Habits {
     /// Writes of one block, and flushes.
-    pub const PLAIN: Habits = Habits { seed: 0, largest: 1, mixed: false };
+    pub const PLAIN: Habits = Habits { seed: 0, largest: 1, mixed: false, rest: Duration::ZERO };
+    /// The same, but no disk or link is busy with it.
+    pub const GENTLE: Habits = Habits { rest: Duration::from_millis(4), ..Habits::PLAIN };
 }
 
 /// Running writers. Dropping the load without [`Load::stop`] leaves them to end with their daemons.
@@ -38,6 +42,7 @@ pub struct Load {
     ledger: Arc<Ledger>,
     stopping: Arc<AtomicBool>,
     failure: Arc<Mutex<Option<io::Error>>>,
+    longest_us: Arc<AtomicU64>,
     writers: Vec<JoinHandle<()>>,
 }
 
@@ -52,14 +57,16 @@ impl Load {
     pub fn with(ledger: &Arc<Ledger>, volumes: &[(Endpoint, String)], writers: usize, habits: Habits) -> Load {
         let stopping = Arc::new(AtomicBool::new(false));
         let failure = Arc::new(Mutex::new(None));
+        let longest_us = Arc::new(AtomicU64::new(0));
         let spawn = |volume: usize, lane: usize| {
             let (endpoint, export) = volumes[volume].clone();
             let (ledger, stopping, failure) = (Arc::clone(ledger), Arc::clone(&stopping), Arc::clone(&failure));
+            let longest_us = Arc::clone(&longest_us);
             thread::spawn(move || {
                 let chance = Chance::new(&[habits.seed, volume as u64, lane as u64]);
                 let blocks = ledger.blocks_per_volume() / writers;
-                let mut writer =
-                    Writer { ledger, volume, lane: lane * blocks..(lane + 1) * blocks, habits, chance, requests: 0 };
+                let lane = lane * blocks..(lane + 1) * blocks;
+                let mut writer = Writer { ledger, volume, lane, habits, chance, requests: 0, longest_us };
                 while !stopping.load(Ordering::Relaxed) {
                     // A server that is down or going down is what these tests are about: dial again. An error
                     // that the server itself replied is not, and
@@ -78,7 +85,7 @@ impl Load {
         };
         let handles = (0..volumes.len()).flat_map(|volume| (0..writers).map(move |lane| (volume, lane)));
         let writers = handles.map(|(volume, lane)| spawn(volume, lane)).collect();
-        Load { ledger: Arc::clone(ledger), stopping, failure, writers }
+        Load { ledger: Arc::clone(ledger), stopping, failure, longest_us, writers }
     }
 
     /// Waits until `more` further writes were answered.
@@ -89,6 +96,11 @@ impl Load {
             self.assert_no_failure();
             self.ledger.answered() >= goal
         });
+    }
+
+    /// The longest that a write, a flush or a read had to wait for its answer so far.
+    pub fn longest(&self) -> Duration {
+        Duration::from_micros(self.longest_us.load(Ordering::Relaxed))
     }
 
     #[track_caller]
@@ -136,6 +148,7 @@ struct Writer {
     habits: Habits,
     chance: Chance,
     requests: u64,
+    longest_us: Arc<AtomicU64>,
 }
 
 impl Writer {
@@ -144,16 +157,21 @@ impl Writer {
         let mut client = Client::go(endpoint, export)?;
         let connection = self.ledger.connection();
         let mut in_flight: HashMap<u64, Request> = HashMap::new();
+        let mut sent = HashMap::new();
         loop {
             while in_flight.len() < DEPTH && !stopping.load(Ordering::Relaxed) {
                 let (cookie, request) = self.submit(&mut client, connection, &in_flight)?;
                 in_flight.insert(cookie, request);
+                sent.insert(cookie, Instant::now());
             }
             if in_flight.is_empty() {
                 client.disconnect();
                 return Ok(());
             }
             let (cookie, error) = client.answer()?;
+            if let Some(sent) = sent.remove(&cookie) {
+                self.longest_us.fetch_max(sent.elapsed().as_micros() as u64, Ordering::Relaxed);
+            }
             if error != 0 {
                 return Err(io::Error::other(format!("NBD error {error}")));
             }
@@ -174,6 +192,7 @@ impl Writer {
                     return Err(io::Error::other(format!("an answer to cookie {cookie}, which is not in flight")));
                 }
             }
+            thread::sleep(self.habits.rest);
         }
     }
 

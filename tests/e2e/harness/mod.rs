@@ -10,10 +10,12 @@ mod files;
 mod ledger;
 mod load;
 mod mirror;
+mod promoted_copy;
 mod proxy;
 mod root;
 mod tool;
 mod wait;
+mod witness;
 
 pub use chance::Chance;
 pub use client::{Client, Endpoint, Stream, flag, kind, request};
@@ -25,10 +27,12 @@ pub use files::{allocated, assert_same, create_file, fill_pattern, pattern};
 pub use ledger::{Image, Ledger};
 pub use load::{Habits, Load};
 pub use mirror::{Mirror, Plan};
+pub use promoted_copy::PromotedCopy;
 pub use proxy::{Proxy, Toward};
 pub use root::{LoopDevice, Mount, is_root, root_or_skip};
 pub use tool::{python, run};
 pub use wait::{eventually, wait_until};
+pub use witness::{Answered, Witness};
 
 /// Bytes in a kibibyte.
 pub const KIB: u64 = 1024;

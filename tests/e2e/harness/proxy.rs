@@ -38,6 +38,10 @@ struct Shared {
     /// How many bytes reach the target before all is cut; negative is without end.
     fuse: AtomicI64,
     silent: AtomicBool,
+    /// Whether nobody is let through.
+    closed: AtomicBool,
+    /// Bytes that were taken from dialers.
+    carried: AtomicU64,
     connections: Mutex<Vec<Arc<Connection>>>,
 }
 
@@ -127,6 +131,19 @@ impl Proxy {
         }
     }
 
+    /// Cuts all connections and lets none be made, as long as it is closed.
+    pub fn set_open(&self, open: bool) {
+        self.shared.closed.store(!open, Ordering::SeqCst);
+        if !open {
+            self.cut();
+        }
+    }
+
+    /// Bytes that went towards the target so far, over all connections.
+    pub fn carried(&self) -> u64 {
+        self.shared.carried.load(Ordering::Relaxed)
+    }
+
     /// Cuts the connection that brings the target its `bytes`th byte from now on, behind that byte.
     pub fn cut_after(&self, bytes: usize) {
         self.shared.fuse.store(bytes as i64, Ordering::Relaxed);
@@ -161,6 +178,9 @@ impl Drop for Proxy {
 }
 
 fn connect(shared: &Arc<Shared>, dialer: TcpStream, target: SocketAddr) {
+    if shared.closed.load(Ordering::SeqCst) {
+        return;
+    }
     // A destination that is down looks to the source like a connection that closes at once.
     let Ok(target) = TcpStream::connect(target) else {
         return;
@@ -179,6 +199,9 @@ fn connect(shared: &Arc<Shared>, dialer: TcpStream, target: SocketAddr) {
     let mut connections = shared.connections.lock().unwrap();
     connections.retain(|connection| !connection.over.load(Ordering::Relaxed));
     connections.push(Arc::clone(&connection));
+    if shared.closed.load(Ordering::SeqCst) {
+        connection.cut();
+    }
     drop(connections);
     for toward in [Toward::Target, Toward::Dialer] {
         let (pieces, due) = sync_channel(PIECES_ON_THE_WAY);
@@ -203,6 +226,9 @@ fn take(shared: &Shared, connection: &Connection, toward: Toward, pieces: &SyncS
             Ok(0) | Err(_) => return,
             Ok(len) => len,
         };
+        if toward == Toward::Target {
+            shared.carried.fetch_add(len as u64, Ordering::Relaxed);
+        }
         let flip = if toward == Toward::Target { shared.flip.swap(0, Ordering::Relaxed) } else { 0 };
         if flip > 0 {
             buffer[(flip - 1) % len] ^= 0x10;

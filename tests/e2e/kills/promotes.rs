@@ -25,7 +25,7 @@ enum Old {
 
 /// Promotes until it is done, whoever died in between; forces it where the source lives.
 #[track_caller]
-fn promote(mirror: &Mirror, force: bool) {
+pub fn promote(mirror: &Mirror, force: bool) {
     eventually("the promote is done", Duration::from_secs(30), || {
         let finished = mirror.destination.promote("alpha", force);
         // A source that was killed may still seem to be connected.
@@ -36,7 +36,7 @@ fn promote(mirror: &Mirror, force: bool) {
 }
 
 /// Kills the destination while it promotes, at some moment before, in or after its work, and starts it again.
-fn interrupt(round: &mut Round, mirror: &mut Mirror, force: bool) {
+pub fn interrupt(round: &mut Round, mirror: &mut Mirror, force: bool) {
     let admin = mirror.plan.destination.admin();
     let promoting = thread::spawn(move || {
         let mut args = vec!["promote", "--admin", admin.to_str().expect("test paths are UTF-8"), "alpha"];
@@ -74,7 +74,7 @@ fn assert_no_reply(round: &Round, mut client: Client) {
 
 /// The old source, whether it knows of the promote by now or not, answers no write; soon it knows.
 #[track_caller]
-fn assert_fenced(round: &Round, mirror: &Mirror) {
+pub fn assert_fenced(round: &Round, mirror: &Mirror) {
     (0..VOLUMES).filter_map(|volume| send_to_the_old(mirror, volume)).for_each(|client| assert_no_reply(round, client));
     mirror.source.wait_for_status("state \"fenced\"", |status| status["state"] == "fenced");
 }
@@ -94,11 +94,11 @@ fn bring_back(round: &mut Round, mirror: &mut Mirror) {
 }
 
 /// Writers on the promoted exports, and kills of who serves them.
-fn kill_the_promoted(round: &mut Round, site: &mut Site) {
+pub fn kill_the_promoted(round: &mut Round, site: &mut Site) {
     let exports: Vec<(Endpoint, String)> =
         site.mirror.exports().into_iter().map(|(_, name)| (site.mirror.promoted(), name)).collect();
     for _ in 0..=round.chance.below(2) {
-        let habits = Habits { seed: round.chance.next(), largest: 64, mixed: true };
+        let habits = Habits { seed: round.chance.next(), largest: 64, mixed: true, rest: Duration::ZERO };
         let load = Load::with(&site.ledger, &exports, 2, habits);
         let time = round.chance.moment(300);
         round.tell(format!("{time:?} of writes to what was promoted"));

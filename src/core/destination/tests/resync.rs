@@ -123,6 +123,77 @@ fn the_old_image_stays_until_the_new_one_is_whole() {
     assert_eq!(world.disks.image, world.volume);
 }
 
+/// However slow the disk of the state is: nothing goes to the images before it says so, and no later than it says so.
+#[test]
+fn the_old_image_is_not_touched_before_the_new_one_counts() {
+    let mut world = staging(PLAN);
+    let old = world.disks.image.clone();
+    world.stored(22, 1, 60).unwrap();
+    world.sync(true);
+    world.hold = Hold::States;
+    world.run().unwrap();
+    assert_eq!((world.phase(), world.disks.state().staging.phase), (Phase::Draining, Phase::Staging));
+    assert!(world.core.promotable() && world.disks.image == old);
+    world.hold = Hold::Nothing;
+    world.run().unwrap();
+    assert_eq!(world.disks.image, world.volume);
+    // And where the images go on without being promotable, that is durable first.
+    let mut world = staging(StagingPlan { limit_bytes: 5 * BLOCK, best_effort: true });
+    world.stored(22, 1, 60).unwrap();
+    world.hold = Hold::States;
+    world.sync(false);
+    world.run().unwrap();
+    assert!(!world.core.promotable() && world.disks.image == old);
+    assert_eq!(world.disks.state().staging.phase, Phase::Staging);
+}
+
+/// What is dropped must be void before the fill before it is called clean: else, after a crash, it would follow.
+#[test]
+fn nothing_is_settled_before_what_is_dropped_is_erased() {
+    let mut world = in_step(PLAN);
+    let kept = world.stored(2, 7, 70).unwrap();
+    world.sync(true);
+    world.core.handle_disconnected();
+    world.run().unwrap();
+    world.connect();
+    world.signal(Signal::Resume { common: kept }).unwrap();
+    world.stored(3, 8, 80).unwrap();
+    world.core.handle_disconnected();
+    world.run().unwrap();
+    world.connect();
+    world.reported();
+    world.signal(Signal::Settle { common: kept }).unwrap();
+    world.hold = Hold::Erases;
+    world.run().unwrap();
+    assert_eq!(world.reported(), []);
+    world.hold = Hold::Nothing;
+    world.run().unwrap();
+    assert_eq!(world.reported(), [Report::Settled(kept)]);
+    assert_eq!(World::start(world.disks, PLAN).unwrap().core.stored(), kept);
+}
+
+/// The same places of the log's file are used again: not while they are being given back.
+#[test]
+fn a_log_that_is_being_emptied_takes_nothing() {
+    let mut world = staging(PLAN);
+    world.stored(22, 1, 60).unwrap();
+    world.hold = Hold::Frees;
+    world.sync(true);
+    world.run().unwrap();
+    restarted(&mut world, far(40, 900)).unwrap();
+    world.stored(41, 2, 61).unwrap();
+    world.sync(false);
+    world.run().unwrap();
+    assert_eq!(
+        (world.phase(), world.core.appends_under_way(), world.core.superblock().staging.tail),
+        (Phase::Staging, 0, 0)
+    );
+    world.hold = Hold::Nothing;
+    world.run().unwrap();
+    assert_eq!(world.core.superblock().staging.tail, 2 * BLOCK);
+    assert!(World::start(world.disks, PLAN).is_ok());
+}
+
 /// A client's fill comes behind the one that completes the resync, before that is on the image.
 #[test]
 fn fills_behind_a_whole_resync_keep_their_order() {

@@ -92,7 +92,11 @@ fn a_full_file_system_counts_like_the_limit() {
     fill(&mut world, 21, 2, false);
     world.full = true;
     fill(&mut world, 22, 1, false);
-    assert!(world.cut_off.as_ref().is_some_and(|reason| reason.contains("no room for 8192 bytes")), "{:?}", world.cut_off);
+    assert!(
+        world.cut_off.as_ref().is_some_and(|reason| reason.contains("no room for 8192 bytes")),
+        "{:?}",
+        world.cut_off
+    );
     assert!(world.core.promotable());
     let mut world = restarted(StagingPlan { best_effort: true, ..PLAN });
     fill(&mut world, 21, 2, false);

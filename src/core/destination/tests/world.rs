@@ -99,12 +99,23 @@ pub struct World {
     memory: [Vec<u8>; 2],
     drain: Vec<u8>,
     ops: VecDeque<Op>,
+    /// Operations that don't complete, however long one waits.
+    pub hold: Hold,
     /// Operations that may still complete before power fails.
     pub left: usize,
     /// The source's last frame, where its next goes, and what the volume holds.
     pub last: Mark,
     pub position: u64,
     pub volume: Contents,
+}
+
+/// What is slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    Nothing,
+    States,
+    Erases,
+    Frees,
 }
 
 /// The power failed.
@@ -126,7 +137,8 @@ impl World {
     pub fn start(disks: Disks, plan: StagingPlan) -> Result<World, String> {
         let mut state = disks.state();
         let halves = [&disks.files[0][..], &disks.files[1]];
-        let found = recovery::recover(&halves, SOURCE, state.clean, state.whole).map_err(|damage| damage.to_string())?;
+        let found =
+            recovery::recover(&halves, SOURCE, state.clean, state.whole).map_err(|damage| damage.to_string())?;
         let mut files = disks.files.clone();
         for (half, position) in found.loose_ends(HALF) {
             files[half][position as usize..][..BLOCK_BYTES].fill(0);
@@ -155,6 +167,7 @@ impl World {
             memory: files.clone(),
             drain: vec![0; DRAIN_BYTES as usize],
             ops: VecDeque::new(),
+            hold: Hold::Nothing,
             left: usize::MAX,
             disks: Disks { files, ..disks },
             full: false,
@@ -300,14 +313,18 @@ impl World {
     /// One operation completes, after a turn; false: there is none.
     pub fn step(&mut self) -> Result<bool, Cut> {
         self.turn();
-        if self.ops.is_empty() {
-            return Ok(false);
-        }
+        let held = |op: &Op| match self.hold {
+            Hold::Nothing => false,
+            Hold::States => matches!(op, Op::State(..)),
+            Hold::Erases => matches!(op, Op::Erase(..)),
+            Hold::Frees => matches!(op, Op::Free(_)),
+        };
+        let Some(next) = self.ops.iter().position(|op| !held(op)) else { return Ok(false) };
         if self.left == 0 {
             return Err(Cut);
         }
         self.left -= 1;
-        let Some(op) = self.ops.pop_front() else { return Ok(false) };
+        let Some(op) = self.ops.remove(next) else { return Ok(false) };
         let written = if self.full { Written::NoRoom } else { Written::All };
         let log = matches!(op, Op::Append(..) | Op::StageRestart(..) | Op::StagingSync);
         if !(self.full && log) {

@@ -268,6 +268,9 @@ fn writes_fail_after_the_timeout_where_that_is_the_policy() {
     // Those that have a place in the order keep it, and are answered once only.
     rig.welcome(Mark::default());
     rig.turn();
+    assert_eq!(rig.core.mode(), Mode::Failing, "it has to prove that it stores something");
+    rig.acked(1);
+    rig.turn();
     assert_eq!((rig.core.failing(), rig.core.mode()), (false, Mode::Together));
     let written: Vec<FrameId> = rig.core.flights.iter().filter(|f| !f.written).map(|f| f.id).collect();
     written.into_iter().for_each(|id| rig.written(id));
@@ -276,11 +279,30 @@ fn writes_fail_after_the_timeout_where_that_is_the_policy() {
 }
 
 #[test]
+fn a_source_that_waited_at_its_start_does_not_go_alone_when_its_destination_comes() {
+    let mut rig = Rig::of(with_policy(OnDisconnect::Continue), superblock(), Recovered::default());
+    rig.write();
+    rig.turn();
+    rig.later(TIMEOUT * 10);
+    assert!(rig.core.held_back());
+    rig.welcome(Mark::default());
+    rig.turn();
+    assert_eq!((rig.core.mode(), rig.core.held_back()), (Mode::Together, false));
+    // But for no longer than any other one that proves nothing.
+    rig.core.handle_report(Report::Pong, &mut rig.effects);
+    rig.later(TIMEOUT);
+    assert_eq!(rig.core.mode(), Mode::Alone);
+}
+
+#[test]
 fn a_source_that_was_in_step_waits_at_its_start_until_somebody_says_otherwise() {
     let mut rig = Rig::of(with_policy(OnDisconnect::Continue), superblock(), Recovered::default());
     rig.turn();
     rig.later(TIMEOUT * 10);
     assert!(rig.core.held_back() && rig.core.mode() == Mode::Waiting && rig.core.next_deadline().is_none());
+    rig.core.handle_timeout(TIMEOUT * 2);
+    rig.later(TIMEOUT * 10);
+    assert!(rig.core.held_back() && rig.core.mode() == Mode::Waiting, "another timeout releases nothing");
     rig.core.handle_policy(Policy { on_disconnect: OnDisconnect::Continue, timeout: TIMEOUT });
     rig.later(Duration::ZERO);
     assert_eq!((rig.core.mode(), rig.core.held_back()), (Mode::Alone, false));
@@ -309,4 +331,109 @@ fn a_verify_counts_what_differs_and_is_over_when_the_connection_is() {
     rig.core.handle_link_down(&mut rig.effects);
     assert!(matches!(rig.turn()[..], [Effect::Verified(Err(_))]));
     assert!(rig.core.handle_verify(false).unwrap_err().contains("no connection"));
+}
+
+#[test]
+fn a_destination_that_takes_connections_and_stores_nothing_is_as_good_as_away() {
+    let mut rig = rig(OnDisconnect::Continue);
+    rig.write();
+    let id = rig.frames()[0];
+    rig.written(id);
+    for _ in 0..6 {
+        rig.core.handle_link_down(&mut rig.effects);
+        rig.later(Duration::from_millis(500));
+        rig.welcome(Mark::default());
+        rig.later(Duration::from_millis(500));
+        rig.core.handle_report(Report::Pong, &mut rig.effects);
+    }
+    assert_eq!((rig.core.mode(), rig.core.committed()), (Mode::Alone, Seq(1)));
+}
+
+#[test]
+fn what_a_destination_vouches_for_is_remembered() {
+    let mut rig = rig(OnDisconnect::Continue);
+    for _ in 0..3 {
+        rig.store();
+    }
+    while rig.core.next_to_send().is_some() {}
+    rig.parted();
+    for n in 0..100 {
+        rig.write_alone(n * 4096);
+    }
+    // All of it may have been sent.
+    rig.core.sent = rig.core.last();
+    rig.retire();
+    let known: Vec<u64> = rig.core.superblock().known.iter().map(|mark| mark.seq.0).collect();
+    assert!(known.contains(&3) && known.contains(&103) && known.is_sorted(), "{known:?}");
+}
+
+#[test]
+fn what_was_applied_counts_for_nothing_once_the_destination_goes_back() {
+    let mut rig = rig(OnDisconnect::Continue);
+    rig.store();
+    rig.core.handle_sync(1);
+    rig.turn();
+    let last = rig.core.halves()[1].last;
+    rig.core.handle_report(Report::Applied(last), &mut rig.effects);
+    assert!(rig.core.halves()[1].applied);
+    rig.core.handle_link_down(&mut rig.effects);
+    // Restored from before.
+    rig.core.superblock.clean = Mark { seq: Seq(1), ..Mark::default() };
+    rig.welcome(Mark { fill: Fill(0), seq: Seq(0), digest: Digest(9) });
+    assert!(matches!(rig.core.link, Link::Settling { .. }) && !rig.core.halves()[1].applied);
+}
+
+#[test]
+fn frames_wait_for_a_half_that_is_free_here_but_not_there() {
+    let mut rig = rig(OnDisconnect::Continue);
+    rig.store();
+    while rig.core.next_to_send().is_some() {}
+    rig.parted();
+    rig.retire();
+    rig.write_alone(8192);
+    let clean = rig.core.superblock().clean;
+    rig.welcome(clean);
+    rig.later(Duration::ZERO);
+    rig.core.handle_sync(1);
+    rig.turn();
+    rig.write_alone(0);
+    let frames = |rig: &mut Rig| {
+        let sent = std::iter::from_fn(|| rig.core.next_to_send());
+        sent.filter(|send| matches!(send, Send::Frame(_))).count()
+    };
+    assert_eq!(frames(&mut rig), 1, "of the second fill");
+    rig.acked(2);
+    rig.turn();
+    assert_eq!(frames(&mut rig), 0, "the third one's half holds the first, which isn't applied there");
+    rig.core.handle_report(Report::Applied(clean), &mut rig.effects);
+    assert_eq!(frames(&mut rig), 1);
+}
+
+#[test]
+fn a_destination_between_two_known_boundaries_needs_drop_nothing() {
+    let mut rig = rig(OnDisconnect::Continue);
+    rig.store();
+    while rig.core.next_to_send().is_some() {}
+    rig.parted();
+    rig.write_alone(0);
+    rig.write_alone(0);
+    rig.retire();
+    let known = rig.core.superblock().known[1];
+    let newest = Mark { fill: Fill(1), seq: Seq(2), digest: Digest(99) };
+    let boundaries = vec![known, newest];
+    let welcome = Welcome { whole: true, boundaries, ..Welcome::refuse(Verdict::Welcome, Epoch(1), "") };
+    rig.core.handle_welcome(&welcome, &mut rig.effects);
+    assert_eq!(rig.signals(), [Signal::Settle { common: newest }]);
+    assert_eq!(rig.core.dirty_bytes(), 1 << 20, "all is compared");
+}
+
+#[test]
+fn a_sync_ends_though_what_waited_for_it_got_errors() {
+    let mut rig = rig(OnDisconnect::Fail);
+    rig.parted();
+    assert!(rig.core.failing());
+    rig.write();
+    rig.core.handle_sync(3);
+    let effects = rig.turn();
+    assert!(matches!(effects[..], [Effect::Fail(_), Effect::Release(..), Effect::SyncDone(3)]), "{effects:?}");
 }

@@ -1,0 +1,59 @@
+//! A promote on the side: of a copy of what a destination that isn't running left behind. So each moment can be tried
+//! whether it could be promoted, while the real one goes on afterwards.
+
+use std::path::Path;
+
+use super::{Daemon, DestinationConfig, Endpoint, Image, Plan};
+
+/// A copy of a destination, promoted.
+pub struct PromotedCopy {
+    _destination: Daemon,
+    config: DestinationConfig,
+    /// What the promote said.
+    pub said: String,
+}
+
+impl PromotedCopy {
+    /// Copies the destination of a plan into a folder, and promotes the copy. The source may live, as long as it answers
+    /// nothing that the copy is expected to hold.
+    #[track_caller]
+    pub fn of(plan: &Plan, dir: &Path) -> PromotedCopy {
+        let mut config = DestinationConfig::new(dir);
+        copy_folder(&plan.destination.journal_dir, &config.journal_dir);
+        let copy_image = |(name, image): &(String, _)| {
+            let to = dir.join(format!("{name}.image"));
+            std::fs::copy::<&std::path::PathBuf, _>(image, &to).expect("copy an image");
+            (name.clone(), to)
+        };
+        let (source, images) = &plan.destination.sources[0];
+        config.sources.push((source.clone(), images.iter().map(copy_image).collect()));
+        let destination = Daemon::destination(&config);
+        let said = destination.promote(source, false).success();
+        PromotedCopy { _destination: destination, config, said }
+    }
+
+    /// Its image files.
+    pub fn images(&self) -> Vec<Image> {
+        self.config.sources[0].1.iter().map(|(_, image)| Image::file(image)).collect()
+    }
+
+    /// What it serves.
+    pub fn exports(&self) -> Vec<Image> {
+        let endpoint = Endpoint::Unix(self.config.unix());
+        self.config.sources[0].1.iter().map(|(name, _)| Image::export(&endpoint, name)).collect()
+    }
+}
+
+/// Copies a folder with all that is in it.
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("make a folder");
+    for entry in std::fs::read_dir(from).expect("list a folder") {
+        let entry = entry.expect("list a folder");
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).expect("copy a file");
+        }
+    }
+}
