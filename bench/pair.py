@@ -145,6 +145,12 @@ class Pair(ExitStack):
         if self.destination:
             self.wait("destination", lambda status: status["phase"] == "direct", "at rest")
 
+    def forget(self) -> None:
+        """Makes a parted source keep what it has to send in its dirty bitmap only: what a start finds is flushed."""
+        self.stop_source()
+        self.start_source()
+        self.wait("source", lambda status: all(half["state"] == "clean" for half in status["halves"]), "done with its journal")
+
     def _start(self, role: str, ready: Path) -> Server:
         self._starts += 1
         with held():

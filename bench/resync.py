@@ -242,7 +242,7 @@ def rates(number: int, place: Place, memory: Path | None, setting: Setting) -> I
             pair.wait_for_state("degraded")
             half = size_bytes // 2
             fio.run(WRITE_1M, pair.targets, DISK_SECONDS, half, seed=number, io_bytes=half)
-            pair.settle()
+            pair.forget()
             pair.start_destination()
             yield measure_resync(pair, number, STAGED, setting, disk.mib_s)
             pair.wait_for_state("mirroring")
