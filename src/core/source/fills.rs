@@ -74,7 +74,7 @@ impl Source {
             if half.state == State::Flushed && durable && self.retiring.is_none() && !half.retiring {
                 if applied && self.shape.mirrored {
                     self.retire_applied(fill);
-                } else if applied || (self.clock.alone && !self.link.is_up()) {
+                } else if applied || self.is_left_alone() {
                     self.retire_alone(fill);
                 }
             }

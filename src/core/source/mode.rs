@@ -113,6 +113,13 @@ impl Source {
         self.link.is_up() && self.clock.proved
     }
 
+    /// Whether halves are called clean without the destination. Not at once after a start, nor when a connection is lost
+    /// for a moment: as long as the journal reaches back to what the destination has, nothing is to be compared.
+    pub(super) fn is_left_alone(&self) -> bool {
+        let (clock, timeout) = (&self.clock, self.shape.policy.timeout);
+        clock.alone && !self.link.is_up() && clock.away_since.is_some_and(|since| clock.now >= since + timeout)
+    }
+
     /// Whether it is durable that this source isn't alone.
     pub(super) fn is_together(&self) -> bool {
         !self.superblock.alone && !self.clock.returning
@@ -344,6 +351,7 @@ impl Source {
         let away = match (clock.away_since, policy.on_disconnect) {
             (Some(since), OnDisconnect::Continue) if !clock.alone && !clock.held_back => Some(since + policy.timeout),
             (Some(since), OnDisconnect::Fail) if !clock.alone && !clock.failing => Some(since + policy.timeout),
+            (Some(since), _) if clock.alone => Some(since + policy.timeout),
             _ => None,
         };
         let hold = clock.up_since.filter(|_| clock.alone && !clock.returning).map(|since| since + self.hold());
