@@ -25,7 +25,6 @@ pub const MAX_WRITE_BYTES: usize = MAX_BLOCKS * BLOCK_BYTES;
 pub struct Dirty {
     source: Id,
     grains: Grains,
-    sizes: Vec<u64>,
     /// The first sector of each volume, and the end.
     sectors: Vec<u32>,
     /// Blocks that differ from what is stored.
@@ -80,10 +79,16 @@ impl Dirty {
     }
 
     fn adopt(&mut self, volume: u16, start: u64, words: &[u64], grain: u64) {
-        for (index, word) in words.iter().enumerate().filter(|(_, word)| **word != 0) {
-            for bit in (0..64).filter(|bit| word & (1 << bit) != 0) {
-                let at = start + (index as u64 * 64 + bit) * grain;
-                self.grains.insert(volume, at..at + grain);
+        for (index, word) in words.iter().enumerate() {
+            // Run by run: mostly all are set, or few.
+            let (mut rest, mut bit) = (*word, 0);
+            while rest != 0 {
+                bit += rest.trailing_zeros();
+                let run = (word >> bit).trailing_ones();
+                let at = start + (index as u64 * 64 + u64::from(bit)) * grain;
+                self.grains.insert(volume, at..at + u64::from(run) * grain);
+                bit += run;
+                rest = word.checked_shr(bit).unwrap_or(0);
             }
         }
     }
@@ -93,7 +98,6 @@ impl Dirty {
         Dirty {
             source,
             grains: Grains::none(sizes, grain_bytes),
-            sizes: sizes.to_vec(),
             sectors: sectors(sizes, grain_bytes),
             stale: BTreeSet::new(),
         }
@@ -106,15 +110,15 @@ impl Dirty {
 
     /// Everything is dirty from now on.
     pub fn fill(&mut self) {
-        for volume in 0..self.sizes.len() {
-            self.mark(volume as u16, 0..self.sizes[volume]);
+        for volume in 0..self.grains.sizes().len() {
+            self.mark(volume as u16, 0..self.grains.sizes()[volume]);
         }
     }
 
     /// Nothing is dirty any more.
     pub fn clear(&mut self) {
-        for volume in 0..self.sizes.len() {
-            self.unmark(volume as u16, 0..self.sizes[volume]);
+        for volume in 0..self.grains.sizes().len() {
+            self.unmark(volume as u16, 0..self.grains.sizes()[volume]);
         }
     }
 
@@ -135,7 +139,7 @@ impl Dirty {
     fn touch(&mut self, volume: u16, range: Range<u64>) {
         let first = self.sectors[usize::from(volume)];
         let span = SECTOR_BITS * self.grains.grain_bytes();
-        let end = range.end.min(self.sizes[usize::from(volume)]);
+        let end = range.end.min(self.grains.sizes()[usize::from(volume)]);
         let (from, to) = (first + (range.start / span) as u32, first + (end.saturating_sub(1) / span) as u32);
         self.stale.extend(from / BLOCK_SECTORS..=to / BLOCK_SECTORS);
     }
@@ -167,7 +171,7 @@ impl Dirty {
     /// The bits of a sector; `None` behind the last one.
     fn sector(&self, number: u32) -> Option<&[u64]> {
         let volume = self.sectors.partition_point(|first| *first <= number).checked_sub(1)?;
-        if volume >= self.sizes.len() {
+        if volume >= self.grains.sizes().len() {
             return None;
         }
         let from = (number - self.sectors[volume]) as usize * SECTOR_WORDS;

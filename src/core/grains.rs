@@ -30,6 +30,11 @@ impl Grains {
         grains
     }
 
+    /// Bytes of each volume.
+    pub fn sizes(&self) -> &[u64] {
+        &self.sizes
+    }
+
     /// Bytes of a grain.
     pub fn grain_bytes(&self) -> u64 {
         self.grain

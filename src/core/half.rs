@@ -43,8 +43,6 @@ pub struct Frame {
     pub mark: Mark,
     /// Bytes with header and padding.
     pub bytes: u64,
-    /// Whether it holds nothing but a resync's records.
-    pub copy: bool,
     /// Whether it must be on stable storage before it is acknowledged although the durability is `flush`.
     pub sync: bool,
 }

@@ -211,6 +211,11 @@ impl Superblock {
         }
     }
 
+    /// Bytes of each volume.
+    pub fn sizes(&self) -> Vec<u64> {
+        self.volumes.iter().map(|volume| volume.size_bytes).collect()
+    }
+
     /// Encodes it under its role's magic. Names are at most [`MAX_NAME_BYTES`] long, volumes at most [`MAX_VOLUMES`].
     pub fn encode(&self) -> Box<Block> {
         self.encode_as(self.role.magic())

@@ -317,8 +317,7 @@ impl Destination {
         let now = self.superblock.staging;
         let free = match (before.phase, now.phase) {
             (Phase::Draining, Phase::Direct) => {
-                let all = self.superblock.volumes.iter().map(|volume| volume.size_bytes);
-                self.log.touched = Grains::none(&all.collect::<Vec<_>>(), self.superblock.grain_bytes);
+                self.log.touched = Grains::none(&self.superblock.sizes(), self.superblock.grain_bytes);
                 self.log.full_at = None;
                 0..std::mem::take(&mut self.log.written).max(before.tail)
             }

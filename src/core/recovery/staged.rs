@@ -154,8 +154,8 @@ impl Scan {
     /// Begins at the log's head. Where the state knows of no log there is nothing to be read.
     pub fn new(superblock: &Superblock) -> Scan {
         let walk = Walk::new(superblock.source, &superblock.staging);
-        let sizes: Vec<u64> = superblock.volumes.iter().map(|volume| volume.size_bytes).collect();
-        Scan { walk, clean: superblock.clean, touched: Grains::none(&sizes, superblock.grain_bytes) }
+        let touched = Grains::none(&superblock.sizes(), superblock.grain_bytes);
+        Scan { walk, clean: superblock.clean, touched }
     }
 
     /// What must be read next; `None` when all was.

@@ -148,10 +148,9 @@ impl Source {
             first,
             mark: self.last,
             bytes,
-            copy: entries.iter().all(|entry| entry.record.flags & RECORD_COPY != 0),
             sync,
         };
-        let copy = frame.copy;
+        let copy = entries.iter().all(|entry| entry.record.flags & RECORD_COPY != 0);
         let id = FrameId { fill: self.open, index: half.frames.len() };
         half.end += bytes;
         half.last = self.last;
@@ -281,7 +280,6 @@ impl Source {
                 first,
                 mark: frame.mark,
                 bytes,
-                copy: half.entries[start..].iter().all(|entry| entry.record.flags & RECORD_COPY != 0),
                 sync: false,
             });
             half.end = frame.header.position + bytes;

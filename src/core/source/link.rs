@@ -6,6 +6,9 @@ use crate::format::block::Block;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
 use crate::format::wire::{Report, Signal};
 
+/// Why a verify has no result where the connection is gone.
+pub(super) const LOST: &str = "the connection to the destination was lost";
+
 /// The connection to the destination.
 #[derive(Debug)]
 pub enum Link {
@@ -54,7 +57,7 @@ impl Link {
 
     /// Whether the order will begin anew, and the destination wasn't told yet.
     fn begins_anew(&self) -> bool {
-        matches!(self, Link::Settling { .. } | Link::Up { first: Some(First::Restart), .. })
+        matches!(self, Link::Settling { .. }) || self.waits_for_map()
     }
 
     /// Whether nothing can be sent before the dirty bitmap is stored.
@@ -84,7 +87,7 @@ impl Source {
     pub fn handle_link_down(&mut self, effects: &mut Vec<Effect>) {
         self.link = Link::Down;
         self.clock.ping = false;
-        self.drop_copy(effects);
+        self.drop_copy(LOST, effects);
     }
 
     /// What to send next, in order.

@@ -6,7 +6,7 @@
 
 use super::super::half::State;
 use super::super::recovery::welcome::{self as meeting, Action, Applied, Fence, Held, Here, There};
-use super::link::{First, Link};
+use super::link::{First, LOST, Link};
 use super::{Effect, Source};
 use crate::format::ids::{Mark, Seq};
 use crate::format::wire::{Signal, Welcome};
@@ -158,15 +158,10 @@ impl Source {
 
     /// The order will begin anew, once the destination has applied what it holds.
     fn settle(&mut self, common: Mark, effects: &mut Vec<Effect>) {
-        self.drop_copy(effects);
+        self.drop_copy(LOST, effects);
         // Whatever it had, it goes back to that boundary: what it acknowledged beyond counts for nothing any more.
         self.acked = self.acked.min(common.seq);
-        self.equal.clear();
-        self.whole_from = None;
-        for half in &mut self.halves {
-            half.applied = false;
-            half.copied.clear();
-        }
+        self.forget_progress();
         self.link = Link::Settling { common, told: false };
         self.clock_met();
     }
@@ -178,7 +173,7 @@ impl Source {
         }
         self.forget_whole();
         let clean = self.superblock.clean;
-        let all = self.dirty.grains().bytes() >= self.superblock.volumes.iter().map(|volume| volume.size_bytes).sum();
+        let all = self.dirty.grains().bytes() >= self.superblock.sizes().iter().sum();
         self.link_up(First::Restart, None, Seq(0), clean.fill);
         self.acked = clean.seq;
         self.start_copy(all, effects);
@@ -190,9 +185,15 @@ impl Source {
         self.superblock.whole = false;
         self.superblock_dirty = true;
         self.copier = None;
+        self.halves.iter_mut().for_each(|half| half.whole = false);
+        self.forget_progress();
+    }
+
+    /// Nothing counts any more of what the destination was found to hold or to have applied.
+    fn forget_progress(&mut self) {
+        self.equal.clear();
         self.whole_from = None;
         for half in &mut self.halves {
-            half.whole = false;
             half.applied = false;
             half.copied.clear();
         }

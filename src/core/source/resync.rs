@@ -52,16 +52,15 @@ impl Source {
             Some(Purpose::Resync) => return Err("a resync is under way, which compares as well: wait for its end"),
             None => {}
         }
-        let sizes: Vec<u64> = self.superblock.volumes.iter().map(|volume| volume.size_bytes).collect();
-        self.begin(Purpose::Verify { repair }, Grains::all(&sizes, self.superblock.grain_bytes));
+        self.begin(Purpose::Verify { repair }, Grains::all(&self.superblock.sizes(), self.superblock.grain_bytes));
         Ok(())
     }
 
-    /// No window of this copier counts any more.
-    pub(super) fn drop_copy(&mut self, effects: &mut Vec<Effect>) {
+    /// No window of this copier counts any more; a verify has no result, for this reason.
+    pub(super) fn drop_copy(&mut self, reason: &'static str, effects: &mut Vec<Effect>) {
         self.drop_windows(effects);
         if let Some(Purpose::Verify { .. }) = self.copier.take().map(|copier| copier.purpose()) {
-            effects.push(Effect::Verified(Err("the connection to the destination was lost")));
+            effects.push(Effect::Verified(Err(reason)));
         }
     }
 
@@ -101,11 +100,7 @@ impl Source {
     /// A window can't be read, or a verify can't be answered: for this reason.
     pub fn handle_uncopied(&mut self, reason: &'static str, effects: &mut Vec<Effect>) {
         match self.copier.as_ref().map(Copier::purpose) {
-            Some(Purpose::Verify { .. }) => {
-                self.drop_windows(effects);
-                self.copier = None;
-                effects.push(Effect::Verified(Err(reason)));
-            }
+            Some(Purpose::Verify { .. }) => self.drop_copy(reason, effects),
             // It stays dirty, and is tried again over another connection. Clients go on meanwhile.
             Some(Purpose::Resync) => effects.push(Effect::ClosePeer(format!("the resync can't go on: {reason}"))),
             None => {}

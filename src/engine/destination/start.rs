@@ -122,8 +122,7 @@ impl Folder {
             file.store_block(&[0; BLOCK_BYTES], 0)?;
         }
         let mut promoted = Disk::open_or_create("journal", &Folder::promoted_journal(path))?;
-        let sizes: Vec<u64> = hello.volumes.iter().map(|volume| volume.size_bytes).collect();
-        promoted.preallocate(journal_bytes(hello.half_bytes, &sizes, hello.grain_bytes))?;
+        promoted.preallocate(journal_bytes(hello.half_bytes, &hello.sizes(), hello.grain_bytes))?;
         promoted.store_block(&claim, 0)?;
         let volumes = hello.volumes.clone();
         let first =

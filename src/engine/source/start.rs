@@ -294,13 +294,9 @@ pub fn journal_bytes(half_bytes: u64, sizes: &[u64], grain_bytes: u32) -> u64 {
     map_offset(half_bytes) + dirty::stored_bytes(sizes, grain_bytes)
 }
 
-fn sizes(superblock: &Superblock) -> Vec<u64> {
-    superblock.volumes.iter().map(|volume| volume.size_bytes).collect()
-}
-
 /// Writes a dirty bitmap in which everything is marked.
 fn store_map(journal: &Disk, superblock: &Superblock) -> anyhow::Result<()> {
-    let mut dirty = Dirty::clean(superblock.source, &sizes(superblock), superblock.grain_bytes);
+    let mut dirty = Dirty::clean(superblock.source, &superblock.sizes(), superblock.grain_bytes);
     dirty.fill();
     let mut bytes = Vec::new();
     while let Some(at) = dirty.next_write(&mut bytes) {
@@ -311,7 +307,7 @@ fn store_map(journal: &Disk, superblock: &Superblock) -> anyhow::Result<()> {
 
 /// Reads the dirty bitmap.
 fn load_map(journal: &Disk, superblock: &Superblock) -> anyhow::Result<Dirty> {
-    let sizes = sizes(superblock);
+    let sizes = superblock.sizes();
     let bytes = dirty::stored_bytes(&sizes, superblock.grain_bytes);
     let memory = Memory::map(bytes as usize).context("no memory for the dirty bitmap")?;
     journal.load(&memory, Place(0), map_offset(superblock.half_bytes), bytes)?;
