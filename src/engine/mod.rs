@@ -6,6 +6,7 @@
 //! - `memory`: the memory that the kernel reads and writes, and how it is handed out.
 //! - `ring`: operations that own their memory until they are complete.
 //! - `disk`: opening, locking and preallocating files and devices.
+//! - `run`: runs of a flush, an apply or a drain go to a device.
 //! - `zeroing`: ranges become zeros, by whatever way the device has.
 //! - `client`, `request`: NBD connections and what they ask for.
 //! - `sums`: the checksums by which both sides compare blocks.
@@ -18,6 +19,7 @@ pub mod disk;
 pub mod memory;
 mod request;
 pub mod ring;
+mod run;
 pub mod source;
 pub mod sums;
 mod zeroing;

@@ -326,11 +326,7 @@ impl Mirror {
             (Some(_), Phase::Direct, true) => "receiving",
             (Some(_), Phase::Staging | Phase::Draining, _) => "resyncing",
         };
-        let phase = match status.phase {
-            Phase::Direct => "direct",
-            Phase::Staging => "staging",
-            Phase::Draining => "draining",
-        };
+        let phase = status::source::phase(status.phase);
         let counters = &status.counters;
         json!({
             "name": self.name, "state": state, "reason": status.reason, "connected": status.peer.is_some(), "peer": status.peer,

@@ -11,11 +11,12 @@ use super::command::{Counters, DestinationCommand, DestinationStatus, HalfStatus
 use super::disk::Disk;
 use super::memory::Memory;
 use super::ring::Ring;
-use super::source::EngineError;
+use super::run;
+use super::source::{EngineError, failed};
 use super::zeroing::Zeroing;
 use crate::core::Place;
 use crate::core::destination::{Destination, Effect, State, StoreOp};
-use crate::core::index::{Action, Segment};
+use crate::core::index::Segment;
 use crate::format::ids::Mark;
 use crate::limits::{BLOCK_BYTES, MAX_COPY_WINDOWS};
 use crossbeam_channel::Receiver;
@@ -101,11 +102,6 @@ struct Engine {
     segments: Vec<Segment>,
 }
 
-/// An operation on a disk failed.
-fn failed(what: &str, disk: &Disk, cause: io::Error) -> EngineError {
-    EngineError::Disk { what: format!("{what} ({})", disk.path().display()), cause }
-}
-
 impl Engine {
     fn run(mut self) -> Result<Ended, EngineError> {
         let outcome = self.serve();
@@ -172,14 +168,8 @@ impl Engine {
                 self.core.handle_applied();
             }
             Token::Zero(zeroing) => {
-                let zeros = receive::zeros_place(self.core.superblock().half_bytes);
-                let disk = &mut self.images[usize::from(zeroing.volume)].disk;
-                match zeroing
-                    .next(disk, outcome)
-                    .map_err(|cause| failed("zeroing a range of the image", disk, cause))?
-                {
-                    Some(rest) => rest.start(&mut self.ring, Token::Zero, disk, zeros),
-                    None => self.core.handle_applied(),
+                if self.zeroed(zeroing, outcome, Token::Zero)? {
+                    self.core.handle_applied();
                 }
             }
             Token::ImageSync(volume) => {
@@ -276,16 +266,27 @@ impl Engine {
             && let Some(op) = self.core.next_apply(&mut pieces)
         {
             let disk = &self.images[usize::from(op.volume)].disk;
-            match op.run.action {
-                Action::Write => self.ring.write(Token::Apply(op.volume), disk.fd(), op.run.offset, &pieces, false),
-                Action::Zero { no_hole } => {
-                    let zeroing = Zeroing { volume: op.volume, offset: op.run.offset, length: op.run.length, no_hole };
-                    let zeros = receive::zeros_place(self.core.superblock().half_bytes);
-                    zeroing.start(&mut self.ring, Token::Zero, disk, zeros);
-                }
-            }
+            let zeros = receive::zeros_place(self.core.superblock().half_bytes);
+            run::start(op, &mut self.ring, disk, &pieces, zeros, Token::Apply(op.volume), Token::Zero);
         }
         self.pieces = pieces;
+    }
+
+    /// A range of an image was zeroed, or a part of it; `token` names the rest, which is started. Whether it is done.
+    fn zeroed(
+        &mut self,
+        zeroing: Zeroing,
+        outcome: io::Result<usize>,
+        token: fn(Zeroing) -> Token,
+    ) -> Result<bool, EngineError> {
+        let zeros = receive::zeros_place(self.core.superblock().half_bytes);
+        let disk = &mut self.images[usize::from(zeroing.volume)].disk;
+        let left = zeroing.next(disk, outcome);
+        let left = left.map_err(|cause| failed("zeroing a range of the image", disk, cause))?;
+        if let Some(rest) = left {
+            rest.start(&mut self.ring, token, disk, zeros);
+        }
+        Ok(left.is_none())
     }
 
     fn status(&self) -> DestinationStatus {

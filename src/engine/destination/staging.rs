@@ -1,13 +1,11 @@
 //! The staging log's file: fills are appended from memory, and segments are read back on their way to the images.
 
-use super::super::disk::Disk;
-use super::super::source::EngineError;
-use super::super::zeroing::Zeroing;
+use super::super::run;
+use super::super::source::{EngineError, failed};
 use super::receive::{drain_place, half_place, restart_place, zeros_place};
-use super::{APPLY_DEPTH, Engine, Token, failed};
+use super::{APPLY_DEPTH, Engine, Token};
 use crate::core::Place;
 use crate::core::destination::Written;
-use crate::core::index::Action;
 use crate::core::recovery::staged::Bytes;
 use crate::format::block::Block;
 use crate::limits::BLOCK_BYTES;
@@ -28,21 +26,18 @@ fn written<T>(outcome: io::Result<T>) -> io::Result<Written> {
 
 impl Engine {
     pub(super) fn handle_staging(&mut self, token: Token, outcome: io::Result<usize>) -> Result<(), EngineError> {
-        let log = |what: &'static str, staging: &Disk| {
-            let path = staging.path().display().to_string();
-            move |cause: io::Error| EngineError::Disk { what: format!("{what} ({path})"), cause }
-        };
+        let log = |what: &'static str| |cause: io::Error| failed(what, &self.staging, cause);
         match token {
             Token::Append => {
-                let written = written(outcome).map_err(log("the staging log's write", &self.staging))?;
+                let written = written(outcome).map_err(log("the staging log's write"))?;
                 self.core.handle_appended(written);
             }
             Token::StagingSync => {
-                let written = written(outcome).map_err(log("the staging log's sync", &self.staging))?;
+                let written = written(outcome).map_err(log("the staging log's sync"))?;
                 self.core.handle_staging_synced(written);
             }
             Token::StageRestart => {
-                let written = written(outcome).map_err(log("the staging log's write", &self.staging))?;
+                let written = written(outcome).map_err(log("the staging log's write"))?;
                 self.core.handle_restart_staged(written, &mut self.effects);
             }
             Token::FreeStaging => {
@@ -55,7 +50,7 @@ impl Engine {
                 self.core.handle_staging_freed();
             }
             Token::Segment(start, bytes) => {
-                outcome.map_err(log("reading the staging log", &self.staging))?;
+                outcome.map_err(log("reading the staging log"))?;
                 let place = drain_place(self.core.superblock().half_bytes);
                 // SAFETY: the read into these bytes is complete, and the next begins when all of this segment is written.
                 let bytes = unsafe { self.memory.bytes(place, bytes as usize) };
@@ -73,14 +68,8 @@ impl Engine {
                 self.core.handle_drained();
             }
             Token::DrainZero(zeroing) => {
-                let zeros = zeros_place(self.core.superblock().half_bytes);
-                let disk = &mut self.images[usize::from(zeroing.volume)].disk;
-                match zeroing
-                    .next(disk, outcome)
-                    .map_err(|cause| failed("zeroing a range of the image", disk, cause))?
-                {
-                    Some(rest) => rest.start(&mut self.ring, Token::DrainZero, disk, zeros),
-                    None => self.core.handle_drained(),
+                if self.zeroed(zeroing, outcome, Token::DrainZero)? {
+                    self.core.handle_drained();
                 }
             }
             Token::DrainSync(volume) => {
@@ -129,13 +118,8 @@ impl Engine {
             && let Some(op) = self.core.next_drain(&mut pieces)
         {
             let disk = &self.images[usize::from(op.volume)].disk;
-            match op.run.action {
-                Action::Write => self.ring.write(Token::Drain(op.volume), disk.fd(), op.run.offset, &pieces, false),
-                Action::Zero { no_hole } => {
-                    let zeroing = Zeroing { volume: op.volume, offset: op.run.offset, length: op.run.length, no_hole };
-                    zeroing.start(&mut self.ring, Token::DrainZero, disk, zeros_place(half_bytes));
-                }
-            }
+            let zeros = zeros_place(half_bytes);
+            run::start(op, &mut self.ring, disk, &pieces, zeros, Token::Drain(op.volume), Token::DrainZero);
         }
         self.pieces = pieces;
     }

@@ -123,16 +123,9 @@ impl Engine {
 
     /// The connection is gone: nobody answers any more.
     pub(super) fn drop_questions(&mut self) {
-        let waiting: Vec<usize> = self
-            .copies
-            .iter_mut()
-            .filter(|reading| !reading.dropped)
-            .map(|reading| {
-                reading.dropped = true;
-                if reading.window.asked && reading.sums.is_none() { reading.number } else { usize::MAX }
-            })
-            .filter(|number| *number != usize::MAX)
-            .collect();
+        let unanswered = |reading: &&Reading| !reading.dropped && reading.window.asked && reading.sums.is_none();
+        let waiting: Vec<usize> = self.copies.iter().filter(unanswered).map(|reading| reading.number).collect();
+        self.copies.iter_mut().for_each(|reading| reading.dropped = true);
         for number in waiting {
             self.copy_part_done(number);
         }
@@ -165,102 +158,99 @@ impl Engine {
             return true;
         }
         let send = purpose.is_some_and(|purpose| purpose != Purpose::Verify { repair: false });
-        let (mut entries, mut differing) = (Vec::new(), Vec::new());
-        if reading.hole {
-            self.compare_hole(&reading, send, &mut entries, &mut differing);
-        } else {
-            self.compare(&reading, send, &mut entries, &mut differing);
-        }
+        let (entries, differing) = self.compare(&reading, send);
         self.core.handle_copied(number, entries, differing, &mut self.effects);
         true
     }
 
-    /// A window of zeros.
-    fn compare_hole(&self, reading: &Reading, send: bool, entries: &mut Vec<Entry>, differing: &mut Vec<(u64, u64)>) {
-        let window = &reading.window;
-        let mut run: Option<(u64, u64)> = None;
-        let mut at = window.offset;
-        let end = window.offset + window.length;
-        while at < end {
-            let bytes = SUM_GRAIN_BYTES.min(end - at);
-            let index = ((at - window.offset) / SUM_GRAIN_BYTES) as usize;
-            let equal = reading.sums.as_ref().is_some_and(|theirs| theirs[index] == sums::of_zeros(bytes as usize));
-            match &mut run {
-                Some((_, length)) if !equal => *length += bytes,
-                None if !equal => run = Some((at, bytes)),
-                _ => differing.extend(run.take()),
-            }
-            at += bytes;
-        }
-        differing.extend(run);
-        if send {
-            entries.extend(differing.iter().map(|(offset, length)| zero_record(window, *offset, *length)));
-        }
-    }
-
-    /// A window that was read: what differs becomes records, of the very memory it was read into.
-    fn compare(&mut self, reading: &Reading, send: bool, entries: &mut Vec<Entry>, differing: &mut Vec<(u64, u64)>) {
+    /// What differs of a window, and the records that are to be sent for it: of the very memory it was read into.
+    fn compare(&mut self, reading: &Reading, send: bool) -> (Vec<Entry>, Vec<(u64, u64)>) {
+        let (mut entries, mut differing) = (Vec::new(), Vec::new());
         let window = &reading.window;
         let mut offset = window.offset;
-        for (place, bytes) in &reading.pieces {
-            let mut runs: Vec<(Part, u64, u64)> = Vec::new();
-            let mut at = 0;
-            while at < *bytes {
-                let length = SUM_GRAIN_BYTES.min(bytes - at);
-                // SAFETY: this piece's reads are complete, and nobody else uses its memory.
-                let contents = unsafe { self.memory.bytes(Place(place.0 + at), length as usize) };
-                let index = ((offset + at - window.offset) / SUM_GRAIN_BYTES) as usize;
-                let part = match &reading.sums {
-                    Some(theirs) if theirs[index] == sums::of(contents) => Part::Equal,
-                    _ if contents.iter().all(|byte| *byte == 0) => Part::Zero,
-                    _ => Part::Data,
-                };
-                match runs.last_mut() {
-                    Some((last, _, bytes)) if *last == part => *bytes += length,
-                    _ => runs.push((part, at, length)),
-                }
-                at += length;
-            }
-            // A few blocks would keep the memory of all until their half is clean: they move closer together.
-            let data: u64 = runs.iter().filter(|(part, ..)| *part == Part::Data).map(|(.., length)| length).sum();
-            let sparse = data <= bytes / 2;
-            let mut users = 0;
-            for (part, at, length) in runs {
-                if part == Part::Equal {
-                    continue;
-                }
+        // A hole wasn't read: it is one piece without memory.
+        let pieces = reading.pieces.iter().map(|(place, bytes)| (Some(*place), *bytes));
+        let hole = reading.hole.then_some((None, window.length));
+        for (place, bytes) in hole.into_iter().chain(pieces) {
+            let parts = self.parts(reading, offset, place, bytes);
+            let differ = parts.iter().filter(|(part, ..)| *part != Part::Equal);
+            for (_, at, length) in differ.clone() {
                 match differing.last_mut() {
                     Some((start, bytes)) if *start + *bytes == offset + at => *bytes += length,
-                    _ => differing.push((offset + at, length)),
-                }
-                if !send {
-                    continue;
-                }
-                if part == Part::Zero {
-                    entries.push(zero_record(window, offset + at, length));
-                    continue;
-                }
-                let (mut done, mut from) = (0, Place(place.0 + at));
-                while done < length {
-                    let moved = if sparse { self.pool.take((length - done) as usize) } else { None };
-                    let (to, taken) = moved.unwrap_or((from, (length - done) as usize));
-                    if to != from {
-                        // SAFETY: this piece's reads are complete, and the target was just taken.
-                        unsafe { self.memory.copy(from, to, taken) };
-                    } else {
-                        users += 1;
-                    }
-                    entries.push(self.data_record(window, offset + at + done, to, taken));
-                    done += taken as u64;
-                    from.0 += taken as u64;
+                    _ => differing.push((offset + at, *length)),
                 }
             }
-            // The piece counts as one user of its chunk; each record gives one back.
-            match users {
-                0 => self.give_back(*place, *bytes),
-                more => (1..more).for_each(|_| self.pool.share(*place)),
+            let zeros = differ.filter(|(part, ..)| send && *part == Part::Zero);
+            entries.extend(zeros.map(|(_, at, length)| zero_record(window, offset + at, *length)));
+            if let Some(place) = place {
+                let data = parts.iter().filter(|(part, ..)| send && *part == Part::Data);
+                let data: Vec<(u64, u64)> = data.map(|(_, at, length)| (*at, *length)).collect();
+                self.data_records(window, offset, place, bytes, &data, &mut entries);
             }
             offset += bytes;
+        }
+        (entries, differing)
+    }
+
+    /// Divides a piece of a window into parts of one kind: where each starts in it, and its bytes.
+    fn parts(&self, reading: &Reading, offset: u64, place: Option<Place>, bytes: u64) -> Vec<(Part, u64, u64)> {
+        let mut parts: Vec<(Part, u64, u64)> = Vec::new();
+        let mut at = 0;
+        while at < bytes {
+            let length = SUM_GRAIN_BYTES.min(bytes - at);
+            // SAFETY: this piece's reads are complete, and nobody else uses its memory.
+            let contents = place.map(|place| unsafe { self.memory.bytes(Place(place.0 + at), length as usize) });
+            let index = ((offset + at - reading.window.offset) / SUM_GRAIN_BYTES) as usize;
+            let equal = reading.sums.as_ref().is_some_and(|theirs| {
+                theirs[index] == contents.map_or_else(|| sums::of_zeros(length as usize), sums::of)
+            });
+            let part = match contents {
+                _ if equal => Part::Equal,
+                Some(contents) if contents.iter().any(|byte| *byte != 0) => Part::Data,
+                _ => Part::Zero,
+            };
+            match parts.last_mut() {
+                Some((last, _, bytes)) if *last == part => *bytes += length,
+                _ => parts.push((part, at, length)),
+            }
+            at += length;
+        }
+        parts
+    }
+
+    /// Records of these parts of a piece of memory; whatever of it they don't need is given back.
+    fn data_records(
+        &mut self,
+        window: &Window,
+        offset: u64,
+        place: Place,
+        bytes: u64,
+        parts: &[(u64, u64)],
+        entries: &mut Vec<Entry>,
+    ) {
+        // A few blocks would keep the memory of all until their half is clean: they move closer together.
+        let sparse = parts.iter().map(|(_, length)| length).sum::<u64>() <= bytes / 2;
+        let mut users = 0;
+        for (at, length) in parts {
+            let (mut done, mut from) = (0, Place(place.0 + at));
+            while done < *length {
+                let moved = if sparse { self.pool.take((length - done) as usize) } else { None };
+                let (to, taken) = moved.unwrap_or((from, (length - done) as usize));
+                if to != from {
+                    // SAFETY: this piece's reads are complete, and the target was just taken.
+                    unsafe { self.memory.copy(from, to, taken) };
+                } else {
+                    users += 1;
+                }
+                entries.push(self.data_record(window, offset + at + done, to, taken));
+                done += taken as u64;
+                from.0 += taken as u64;
+            }
+        }
+        // The piece counts as one user of its chunk; each record gives one back.
+        match users {
+            0 => self.give_back(place, bytes),
+            more => (1..more).for_each(|_| self.pool.share(place)),
         }
     }
 

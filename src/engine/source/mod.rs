@@ -19,9 +19,10 @@ use super::disk::Disk;
 use super::memory::{Memory, Pool};
 use super::request::Requests;
 use super::ring::Ring;
+use super::run;
 use super::zeroing::Zeroing;
 use crate::core::half::Ticket;
-use crate::core::index::{Action, Segment};
+use crate::core::index::Segment;
 use crate::core::policy::Policy;
 use crate::core::source::{Effect, FrameId, Headers, Source};
 use crate::core::{Durability, Place};
@@ -340,13 +341,7 @@ impl Engine {
             && let Some(op) = self.core.next_flush(&mut pieces)
         {
             let disk = &self.volumes[usize::from(op.volume)];
-            match op.run.action {
-                Action::Write => self.ring.write(Token::Flush(op.volume), disk.fd(), op.run.offset, &pieces, false),
-                Action::Zero { no_hole } => {
-                    let zeroing = Zeroing { volume: op.volume, offset: op.run.offset, length: op.run.length, no_hole };
-                    zeroing.start(&mut self.ring, Token::Zero, disk, self.zeros);
-                }
-            }
+            run::start(op, &mut self.ring, disk, &pieces, self.zeros, Token::Flush(op.volume), Token::Zero);
         }
         self.pieces = pieces;
     }
@@ -362,7 +357,7 @@ impl Engine {
 }
 
 /// An operation on this disk failed for good.
-fn failed(what: &str, disk: &Disk, cause: io::Error) -> EngineError {
+pub(super) fn failed(what: &str, disk: &Disk, cause: io::Error) -> EngineError {
     EngineError::Disk { what: format!("{what} ({})", disk.path().display()), cause }
 }
 
