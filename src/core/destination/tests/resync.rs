@@ -5,23 +5,6 @@ use super::super::*;
 use super::world::*;
 use crate::format::wire::Signal;
 
-const PLAN: StagingPlan = StagingPlan { limit_bytes: 4 * HALF, best_effort: false };
-
-/// In step: a whole copy with bytes in the first blocks.
-fn in_step(plan: StagingPlan) -> World {
-    let mut world = World::new(plan);
-    world.connect();
-    world.signal(Signal::Restart { at: Mark::default() }).unwrap();
-    for block in 0..4 {
-        world.stored(1, block, 10 + block as u8).unwrap();
-    }
-    world.sync(true);
-    world.run().unwrap();
-    assert!(world.core.promotable() && world.phase() == Phase::Direct);
-    assert_eq!(world.disks.image, world.volume);
-    world
-}
-
 /// The connection went, and the source comes back from afar; it goes on behind `at`.
 fn restarted(world: &mut World, at: Mark) -> Result<(), Cut> {
     world.core.handle_disconnected();

@@ -7,18 +7,9 @@ use crate::format::superblock::Role;
 use crate::format::wire::Signal;
 use crate::limits::{DRAIN_BYTES, MAX_COPY_WINDOWS};
 
-const PLAN: StagingPlan = StagingPlan { limit_bytes: 4 * HALF, best_effort: false };
-
 /// In step, and then begun anew behind record 500.
 fn restarted(plan: StagingPlan) -> World {
-    let mut world = World::new(plan);
-    world.connect();
-    world.signal(Signal::Restart { at: Mark::default() }).unwrap();
-    for block in 0..4 {
-        world.stored(1, block, 10 + block as u8).unwrap();
-    }
-    world.sync(true);
-    world.run().unwrap();
+    let mut world = in_step(plan);
     again(&mut world, far(20, 500));
     world
 }

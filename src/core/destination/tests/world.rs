@@ -22,6 +22,8 @@ pub const BLOCK: u64 = BLOCK_BYTES as u64;
 pub const HALF: u64 = 257 * BLOCK;
 /// Blocks of the only volume.
 pub const BLOCKS: usize = 256;
+/// The log may take the bytes of four halves.
+pub const PLAN: StagingPlan = StagingPlan { limit_bytes: 4 * HALF, best_effort: false };
 const SOURCE: Id = Id([1; 16]);
 
 /// A volume's contents, a byte for each block.
@@ -400,6 +402,21 @@ impl World {
     pub fn phase(&self) -> Phase {
         self.core.superblock().staging.phase
     }
+}
+
+/// In step: a whole copy with bytes in the first blocks.
+pub fn in_step(plan: StagingPlan) -> World {
+    let mut world = World::new(plan);
+    world.connect();
+    world.signal(Signal::Restart { at: Mark::default() }).unwrap();
+    for block in 0..4 {
+        world.stored(1, block, 10 + block as u8).unwrap();
+    }
+    world.sync(true);
+    world.run().unwrap();
+    assert!(world.core.promotable() && world.phase() == Phase::Direct);
+    assert_eq!(world.disks.image, world.volume);
+    world
 }
 
 /// A boundary of the source that isn't held here.
