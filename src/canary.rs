@@ -45,11 +45,15 @@ pub enum Bug {
     RestartVolatile,
     /// A source that ended in step goes on alone after a start, though its destination may have been promoted.
     AloneAfterStart,
+    /// A promoted image's reads look past what isn't applied yet.
+    PastInherited,
+    /// What is served of a promoted image is flushed before what the promote left unapplied.
+    FlushBeforeInherited,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 19] = [
+    pub const ALL: [Bug; 21] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -69,6 +73,8 @@ impl Bug {
         Bug::AppendUnsynced,
         Bug::RestartVolatile,
         Bug::AloneAfterStart,
+        Bug::PastInherited,
+        Bug::FlushBeforeInherited,
     ];
 }
 

@@ -94,7 +94,7 @@ fn assert_preamble(tables: &HashMap<String, Table>, block: &[u8], magic: &str, f
     let table = &tables["Preamble"];
     assert_eq!(table.raw(block, "magic"), magic.as_bytes());
     assert!(document().contains(&format!("| `{magic}` |")), "{magic} isn't in the list of magics");
-    assert_eq!((table.number(block, "version"), table.number(block, "flags")), (2, flags));
+    assert_eq!((table.number(block, "version"), table.number(block, "flags")), (3, flags));
     assert_checksum(table, block);
 }
 
@@ -120,6 +120,7 @@ fn the_superblock_is_as_documented() {
         role: Role::Source,
         generation: 101,
         source: Id(*b"0123456789abcdef"),
+        lineage: Id(*b"fedcba9876543210"),
         name: "alpha".into(),
         half_bytes: 8 << 20,
         epoch: Epoch(102),
@@ -163,6 +164,7 @@ fn the_superblock_is_as_documented() {
         assert!(document().contains(said) && said.contains(&number.to_string()), "{phase:?} is {number}");
     }
     assert_eq!(table.raw(&*block, "source"), b"0123456789abcdef");
+    assert_eq!(table.raw(&*block, "lineage"), b"fedcba9876543210");
     assert_eq!(table.text(&*block, "name"), "alpha");
     for (field, expected) in [
         ("generation", 101),

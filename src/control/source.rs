@@ -10,8 +10,7 @@ use crate::core::Durability;
 use crate::core::policy::{Mode, Policy};
 use crate::engine::command::{Commands, LinkState, Setting, SourceCommand, SourceStatus};
 use crate::engine::disk::Disk;
-use crate::engine::source::{self as engine, Plan, Volume};
-use crate::format::ids::Epoch;
+use crate::engine::source::{self as engine, Birth, Plan, Volume};
 use crate::format::nbd::ExportShape;
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -44,7 +43,7 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
         journal: config.journal.path.clone(),
         journal_bytes: config.journal.size_bytes,
         volumes,
-        epoch: Epoch(1),
+        birth: Birth::First,
         init,
     };
     let engine::Handle { commands, link, mut ended } = tokio::task::spawn_blocking(|| engine::spawn(plan)).await??;

@@ -126,7 +126,7 @@ impl DestinationNode {
         }
         let shelf = Shelf { halves: [&self.memory[0], &self.memory[1]], vault: &cx.vault };
         let recovered = if superblock.promoted {
-            // The images are served as they are, and nobody looks at the journal files any more.
+            // The images are served, and whoever serves them looks into the journal files; nobody writes to them any more.
             Recovered { end: superblock.clean, ..Recovered::default() }
         } else {
             recovery::recover(&shelf, superblock.source, superblock.clean, superblock.whole)?
@@ -138,8 +138,8 @@ impl DestinationNode {
         });
         cx.met.count_if(torn_tail(&shelf, &superblock, &recovered), Rare::DestinationTornTail);
         // The crash came after the promote's last write: the images are served as they are.
-        self.promoted = superblock.promoted.then_some(superblock.clean);
-        self.loose_ends = recovered.loose_ends(superblock.half_bytes).collect();
+        self.promoted = superblock.promoted.then(|| superblock.known[0]);
+        self.loose_ends = recovered.loose_ends(superblock.half_bytes).filter(|_| !superblock.promoted).collect();
         if superblock.staging.phase == Phase::Direct {
             // What it holds was brought to the images, or never counted.
             self.io.disks[LOG].truncate();

@@ -522,11 +522,15 @@ impl Pair {
         let base = self.mirror.serves_base;
         crate::ghost::check_promoted(&self.mirror, mark, base, self.mirror_lost, &mut self.model, cx);
         self.model.fence(mark.digest, self.mirror_lost || base);
-        let images: Volumes = self.mirror.io.disks[VOLUMES..].iter().map(|disk| disk.words().to_vec()).collect();
-        let superblock = Superblock { source: Id([200; 16]), epoch, ..self.identity.clone() };
+        let images: Volumes = self.model.state(mark.digest);
+        let (id, lineage) = (Id([200; 16]), self.identity.source);
+        let superblock =
+            Superblock { source: id, lineage, epoch, clean: mark, known: vec![mark], ..self.identity.clone() };
         let shape = Shape { mirrored: false, ..self.source.shape.clone() };
         let mut node = SourceNode::new(shape, disks(&superblock, images.clone(), &mut cx.vault));
-        let mut model = Model::new(images, Digest(0));
+        node.io.disks.splice(VOLUMES.., self.mirror.io.disks[VOLUMES..].iter().cloned());
+        node.heir_of = Some(crate::ghost::estate(&self.mirror, &cx.vault));
+        let mut model = Model::new(images, mark.digest);
         node.start(Crash::Kill, &mut model, cx);
         self.promoted = Some((node, model));
     }

@@ -27,6 +27,10 @@ rare! {
     SourceCrashedInRecovery,
     /// a source crashed while a half was being flushed
     SourceCrashedInFlush,
+    /// a promoted image was served while fills weren't on it yet
+    Inherited,
+    /// one such crashed while they were brought there
+    HeirCrashedInFlush,
     /// a source crashed in the first sync
     SourceCrashedInCopy,
     /// a source lost frames that were answered without the promise to survive

@@ -10,7 +10,7 @@ use crate::core::policy::{OnDisconnect, Policy};
 use crate::core::recovery::hello;
 use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, SourceCommand};
 use crate::engine::destination::{self as engine, Ended, Folder, Image, StagingPlan};
-use crate::engine::source::{self as serving, Plan, Volume};
+use crate::engine::source::{self as serving, Birth, Plan, Promoted, Volume};
 use crate::format::ids::Epoch;
 use crate::format::superblock::{Phase, Superblock};
 use crate::format::wire::{Verdict, Welcome};
@@ -160,7 +160,12 @@ impl Mirror {
             journal: Folder::promoted_journal(&self.folder),
             journal_bytes: 2 * superblock.half_bytes,
             volumes,
-            epoch: superblock.epoch,
+            birth: Birth::Promote(Box::new(Promoted {
+                state: superblock.clone(),
+                files: Folder::journal_files(&self.folder),
+                handed_over: false,
+                unwatched: false,
+            })),
             init: false,
         };
         let handle = tokio::task::spawn_blocking(|| serving::spawn(plan)).await??;

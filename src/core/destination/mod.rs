@@ -68,7 +68,7 @@ pub enum Effect {
     SyncDrained(u16),
     /// Close the connection, for this reason.
     Disconnect(String),
-    /// The promote is complete: the images hold everything up to this mark.
+    /// The promote is complete: images and journal files together hold everything up to this mark.
     Promoted(Mark),
     /// A fill is on the images, or in the staging log; for the log.
     Applied(Mark),

@@ -127,7 +127,7 @@ impl Folder {
         let volumes = hello.volumes.clone();
         let first =
             Superblock::first(Role::Destination, hello.source, &hello.name, hello.half_bytes, hello.epoch, volumes);
-        let first = Superblock { grain_bytes: hello.grain_bytes, ..first };
+        let first = Superblock { grain_bytes: hello.grain_bytes, lineage: hello.lineage, ..first };
         // Both copies, the one over the claim last and as the newer one: should it be torn, it is the next to be written.
         let superblock = Superblock { generation: 2, ..first.clone() };
         for version in [&first, &superblock] {
@@ -144,6 +144,11 @@ impl Folder {
     /// The journal of the source that this becomes by a promote.
     pub fn promoted_journal(path: &Path) -> PathBuf {
         path.join("promoted.journal")
+    }
+
+    /// The journal files.
+    pub fn journal_files(path: &Path) -> [PathBuf; 2] {
+        [0, 1].map(|half| half_path(path, half))
     }
 }
 

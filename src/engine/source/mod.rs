@@ -40,7 +40,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{oneshot, watch};
 
-pub use start::{Handle, Plan, Volume, journal_bytes, spawn};
+pub use start::{Birth, Handle, Plan, Promoted, Volume, journal_bytes, spawn};
 
 /// Device writes of a flush under way while it is on time, and while it is late.
 const FLUSH_DEPTH: (u32, u32) = (4, 48);
