@@ -5,6 +5,7 @@ use std::path::Path;
 
 use nbd_mirror::format::frame::{FLAG_SYNC, Header, Kind, RECORD_FUA, Record};
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
+use nbd_mirror::format::kept::{FRAMES_OFFSET, Kept};
 use nbd_mirror::format::map;
 use nbd_mirror::format::superblock::{Phase, Role, Staging, Superblock, Volume, encode_claim};
 use nbd_mirror::format::wire::{REPORT_BYTES, Report, Signal, Sum, Verdict, Welcome, encode_hello};
@@ -284,6 +285,36 @@ fn the_frame_is_as_documented() {
         assert_eq!(found, [1000, 2000, 3000].map(|base| base + n as u64));
         assert_eq!(["volume", "kind", "flags"].map(|field| entry.number(raw, field)), [7, 3, 4]);
     }
+}
+
+#[test]
+fn the_kept_file_is_as_documented() {
+    let tables = tables();
+    let volume = Volume { name: "vol0".into(), size_bytes: 1 << 20, block_bytes: 512 };
+    let source = Id(*b"0123456789abcdef");
+    let kept = Kept {
+        superblock: Superblock::first(Role::Source, source, "alpha", 8 << 20, Epoch(1), vec![volume]),
+        discarded_by: Epoch(101),
+        mark: mark(102),
+        exact: true,
+        common: Seq(105),
+        kept_unix_s: 106,
+        contents_bytes: 107 * BLOCK_BYTES as u64,
+        journal_bytes: 108 * BLOCK_BYTES as u64,
+    };
+    let [head, superblock] = kept.encode();
+    let table = &tables["Kept head"];
+    assert_eq!((table.bytes, FRAMES_OFFSET), (BLOCK_BYTES, 8192));
+    assert_preamble(&tables, &*head, "NBDMKEPT", 1);
+    assert_preamble(&tables, &*Kept { exact: false, ..kept.clone() }.encode()[0], "NBDMKEPT", 0);
+    assert_preamble(&tables, &*superblock, "NBDMKSUP", 0);
+    assert_eq!(tables["Superblock"].text(&*superblock, "name"), "alpha");
+    table.assert_rest_is_zero(&*head);
+    assert_eq!(table.raw(&*head, "source"), b"0123456789abcdef");
+    assert_mark(&tables, table.raw(&*head, "mark"), 102);
+    let found = ["discarded_by", "kept_at", "contents_bytes", "journal_bytes", "common"];
+    let blocks = |n: u64| n * BLOCK_BYTES as u64;
+    assert_eq!(found.map(|field| table.number(&*head, field)), [101, 106, blocks(107), blocks(108), 105]);
 }
 
 #[test]

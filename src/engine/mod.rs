@@ -8,6 +8,7 @@
 //! - `disk`: opening, locking and preallocating files and devices.
 //! - `run`: runs of a flush, an apply or a drain go to a device.
 //! - `zeroing`: ranges become zeros, by whatever way the device has.
+//! - `kept`: what a fenced source discards is written to a file.
 //! - `client`, `request`: NBD connections and what they ask for.
 //! - `sums`: the checksums by which both sides compare blocks.
 //! - `source`, `destination`: the two drivers of the core.
@@ -16,6 +17,7 @@ mod client;
 pub mod command;
 pub mod destination;
 pub mod disk;
+pub mod kept;
 pub mod memory;
 mod request;
 pub mod ring;
