@@ -45,11 +45,17 @@ pub enum Bug {
     RestartVolatile,
     /// A source that ended in step goes on alone after a start, though its destination may have been promoted.
     AloneAfterStart,
+    /// Live reads go past the index to the device while a fill is being applied.
+    LiveFromDevice,
+    /// What a live read got from the image counts, though a later fill was written there meanwhile.
+    LiveUnchecked,
+    /// Live reads go on after a start that can't know which fills are complete.
+    LiveAfterStart,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 19] = [
+    pub const ALL: [Bug; 22] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -69,6 +75,9 @@ impl Bug {
         Bug::AppendUnsynced,
         Bug::RestartVolatile,
         Bug::AloneAfterStart,
+        Bug::LiveFromDevice,
+        Bug::LiveUnchecked,
+        Bug::LiveAfterStart,
     ];
 }
 

@@ -56,7 +56,7 @@ fn exports(number: u8) -> Vec<Export> {
         .iter()
         .zip(shapes)
         .take(usize::from(number % 4))
-        .map(|(name, shape)| Export { name: (*name).into(), shape })
+        .map(|(name, shape)| Export { name: (*name).into(), shape, refusal: None })
         .collect()
 }
 

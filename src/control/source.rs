@@ -2,7 +2,7 @@
 
 use super::admin::{self, Answer, Handler, Request};
 use super::config::{Durability as Configured, OnDisconnect, SourceConfig, check_timeout, format_duration};
-use super::exports::{self, Exports, Served};
+use super::exports::{self, Exports, Served, Server};
 use super::link::{self, Reason};
 use super::signals::Signals;
 use super::{listen, metrics, notify, status};
@@ -70,7 +70,8 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let exports = Exports::default();
     for (index, (volume, shape)) in config.volumes.iter().zip(shapes).enumerate() {
-        let served = Served { name: volume.name.clone(), shape, commands: commands.clone(), volume: index };
+        let served =
+            Served { name: volume.name.clone(), shape, server: Server::Source(commands.clone()), volume: index };
         exports.add(&config.name, served);
     }
     let reason = Reason::default();

@@ -17,8 +17,12 @@ const FIXED_NO_ZEROES: u32 = FIXED | FLAG_NO_ZEROES as u32;
 fn two_exports() -> Vec<Export> {
     let shape = ExportShape { size_bytes: 1 << 20, block_bytes: 512, read_only: false };
     vec![
-        Export { name: "vol0".to_owned(), shape },
-        Export { name: "vol1".to_owned(), shape: ExportShape { size_bytes: 2 << 20, read_only: true, ..shape } },
+        Export { name: "vol0".to_owned(), shape, refusal: None },
+        Export {
+            name: "vol1".to_owned(),
+            shape: ExportShape { size_bytes: 2 << 20, read_only: true, ..shape },
+            refusal: None,
+        },
     ]
 }
 
