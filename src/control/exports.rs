@@ -3,6 +3,7 @@
 use super::listen::{Listener, Stream};
 use super::negotiate::{Export, negotiate};
 use crate::engine::command::{Commands, SourceCommand};
+use crate::format::nbd::identity::Identity;
 use crate::format::nbd::{ExportShape, Negotiated};
 use anyhow::Context as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,8 @@ pub struct Served {
     pub name: String,
     /// Its size and blocks.
     pub shape: ExportShape,
+    /// Which volume it is, in which epoch.
+    pub identity: Identity,
     /// The engine.
     pub commands: Commands<SourceCommand>,
     /// Which of the engine's volumes it is.
@@ -76,8 +79,8 @@ pub async fn serve(listener: Listener, exports: Exports) {
 
 async fn admit(mut stream: Stream, exports: Exports) -> anyhow::Result<()> {
     let Some(served) = exports.snapshot() else { return Ok(()) };
-    let offered: Vec<Export> =
-        served.iter().map(|served| Export { name: served.name.clone(), shape: served.shape }).collect();
+    let offer = |served: &Served| Export { name: served.name.clone(), shape: served.shape, identity: served.identity };
+    let offered: Vec<Export> = served.iter().map(offer).collect();
     let Some(negotiated) = negotiate(&mut stream, &offered).await? else { return Ok(()) };
     let served = served.get(negotiated.export).context("the negotiated export doesn't exist")?;
     let socket = stream.into_owned_fd()?;

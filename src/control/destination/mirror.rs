@@ -12,6 +12,7 @@ use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, So
 use crate::engine::destination::{self as engine, Ended, Folder, Image, StagingPlan};
 use crate::engine::source::{self as serving, Plan, Volume};
 use crate::format::ids::Epoch;
+use crate::format::nbd::identity::{Identity, Role, VolumeId};
 use crate::format::superblock::{Phase, Superblock};
 use crate::format::wire::{Verdict, Welcome};
 use anyhow::{Context as _, bail};
@@ -173,7 +174,9 @@ impl Mirror {
         }));
         let mut exports = Vec::new();
         for (volume, (name, shape)) in shapes.into_iter().enumerate() {
-            let served = Served { name, shape, commands: handle.commands.clone(), volume };
+            let id = VolumeId::of(superblock.source, &name);
+            let identity = Identity { volume: id, epoch: superblock.epoch, role: Role::Primary };
+            let served = Served { name, shape, identity, commands: handle.commands.clone(), volume };
             exports.push(self.exports.add(&self.name, served));
         }
         tracing::info!("source {}: promoted images are served as {}", self.name, exports.join(", "));
@@ -345,7 +348,10 @@ impl Mirror {
         let size = |index: usize| {
             superblock.and_then(|superblock| superblock.volumes.get(index)).map(|volume| volume.size_bytes)
         };
-        let volume = |(index, (name, image)): (usize, &(String, PathBuf))| json!({ "name": name, "image": image, "size_bytes": size(index) });
+        let volume = |(index, (name, image)): (usize, &(String, PathBuf))| {
+            let id = superblock.map(|superblock| VolumeId::of(superblock.source, name).to_string());
+            json!({ "name": name, "id": id, "image": image, "size_bytes": size(index) })
+        };
         self.images.iter().enumerate().map(volume).collect()
     }
 
