@@ -4,6 +4,7 @@ use super::listen::{Listener, Stream};
 use super::negotiate::{Export, negotiate};
 use crate::engine::command::{Commands, DestinationCommand, SourceCommand, Unavailable};
 use crate::engine::destination::Unreadable;
+use crate::format::nbd::identity::Identity;
 use crate::format::nbd::{ExportShape, Negotiated};
 use anyhow::Context as _;
 use std::os::fd::OwnedFd;
@@ -18,6 +19,8 @@ pub struct Served {
     pub name: String,
     /// Its size and blocks.
     pub shape: ExportShape,
+    /// Which volume it is, in which epoch.
+    pub identity: Identity,
     /// The engine.
     pub server: Server,
     /// Which of the engine's volumes it is.
@@ -111,8 +114,12 @@ pub async fn serve(listener: Listener, exports: Exports) {
 
 async fn admit(mut stream: Stream, exports: Exports) -> anyhow::Result<()> {
     let Some(served) = exports.snapshot() else { return Ok(()) };
-    let offer =
-        |served: &Served| Export { name: served.name.clone(), shape: served.shape, refusal: served.server.refusal() };
+    let offer = |served: &Served| Export {
+        name: served.name.clone(),
+        shape: served.shape,
+        identity: served.identity,
+        refusal: served.server.refusal(),
+    };
     let offered: Vec<Export> = served.iter().map(offer).collect();
     let Some(negotiated) = negotiate(&mut stream, &offered).await? else { return Ok(()) };
     let served = served.get(negotiated.export).context("the negotiated export doesn't exist")?;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
+use crate::format::nbd::identity::Identity;
 use crate::format::nbd::options::*;
 use crate::format::nbd::{ExportShape, META_BASE_ALLOCATION_ID, Negotiated};
 
@@ -33,6 +34,8 @@ pub struct Export {
     pub name: String,
     /// Its size and what it permits.
     pub shape: ExportShape,
+    /// Which volume it is, told to who asks for a description.
+    pub identity: Identity,
     /// Why nobody may have it now.
     pub refusal: Option<String>,
 }
@@ -249,6 +252,9 @@ impl<'a> Session<'a> {
         replies.info_export(&export.shape, self.structured);
         if request.kinds.contains(&INFO_NAME) {
             replies.info_name(&export.name);
+        }
+        if request.kinds.contains(&INFO_DESCRIPTION) {
+            replies.info_description(&export.identity);
         }
         // Unasked, too: a client that ignores it loses nothing, and one that forgot to ask learns what to keep to.
         replies.info_block_size(&export.shape);

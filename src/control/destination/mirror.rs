@@ -13,6 +13,7 @@ use crate::engine::destination::{self as engine, Ended, Folder, Image, StagingPl
 use crate::engine::source::{self as serving, Plan};
 use crate::format::ids::Epoch;
 use crate::format::nbd::ExportShape;
+use crate::format::nbd::identity::{Identity, Role, VolumeId};
 use crate::format::superblock::{Phase, Superblock, Volume};
 use crate::format::wire::{Verdict, Welcome};
 use anyhow::{Context as _, bail};
@@ -111,15 +112,16 @@ impl Mirror {
     /// Starts the engine that receives, and a task that sees how it ends.
     async fn receive(self: Arc<Mirror>, folder: Folder, images: Vec<Image>) -> anyhow::Result<State> {
         let (plan, live) = (self.plan, self.live);
-        let volumes = folder.superblock().volumes.clone();
+        let Superblock { volumes, source, epoch, .. } = folder.superblock().clone();
         let handle = tokio::task::spawn_blocking(move || engine::spawn(folder, images, plan, live)).await??;
         let engine::Handle { commands, refusal, ended } = handle;
         let mut exports = Vec::new();
         for (volume, facts) in volumes.into_iter().enumerate().filter(|_| live) {
             let Volume { name, size_bytes, block_bytes } = facts;
             let shape = ExportShape { size_bytes, block_bytes, read_only: true };
+            let identity = Identity { volume: VolumeId::of(source, &name), epoch, role: Role::Image };
             let server = Server::Image(commands.clone(), refusal.clone());
-            exports.push(self.exports.add(&self.name, Served { name, shape, server, volume }));
+            exports.push(self.exports.add(&self.name, Served { name, shape, identity, server, volume }));
         }
         let (mirror, read_only) = (self.clone(), exports.clone());
         self.watch(tokio::spawn(async move {
@@ -185,8 +187,10 @@ impl Mirror {
         }));
         let mut exports = Vec::new();
         for (volume, (name, shape)) in shapes.into_iter().enumerate() {
+            let id = VolumeId::of(superblock.source, &name);
+            let identity = Identity { volume: id, epoch: superblock.epoch, role: Role::Primary };
             let server = Server::Source(handle.commands.clone());
-            let served = Served { name, shape, server, volume };
+            let served = Served { name, shape, identity, server, volume };
             exports.push(self.exports.add(&self.name, served));
         }
         tracing::info!("source {}: promoted images are served as {}", self.name, exports.join(", "));
@@ -361,7 +365,10 @@ impl Mirror {
         let size = |index: usize| {
             superblock.and_then(|superblock| superblock.volumes.get(index)).map(|volume| volume.size_bytes)
         };
-        let volume = |(index, (name, image)): (usize, &(String, PathBuf))| json!({ "name": name, "image": image, "size_bytes": size(index) });
+        let volume = |(index, (name, image)): (usize, &(String, PathBuf))| {
+            let id = superblock.map(|superblock| VolumeId::of(superblock.source, name).to_string());
+            json!({ "name": name, "id": id, "image": image, "size_bytes": size(index) })
+        };
         self.images.iter().enumerate().map(volume).collect()
     }
 
