@@ -49,11 +49,17 @@ pub enum Bug {
     PastInherited,
     /// What is served of a promoted image is flushed before what the promote left unapplied.
     FlushBeforeInherited,
+    /// Live reads go past the index to the device while a fill is being applied.
+    LiveFromDevice,
+    /// What a live read got from the image counts, though a later fill was written there meanwhile.
+    LiveUnchecked,
+    /// Live reads go on after a start that can't know which fills are complete.
+    LiveAfterStart,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 21] = [
+    pub const ALL: [Bug; 24] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -75,6 +81,9 @@ impl Bug {
         Bug::AloneAfterStart,
         Bug::PastInherited,
         Bug::FlushBeforeInherited,
+        Bug::LiveFromDevice,
+        Bug::LiveUnchecked,
+        Bug::LiveAfterStart,
     ];
 }
 

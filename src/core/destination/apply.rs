@@ -63,7 +63,9 @@ impl Destination {
         if !direct || half.fill != fill || !ready || half.retiring {
             return None;
         }
-        half.flusher.next(&half.index, pieces)
+        let op = half.flusher.next(&half.index, pieces)?;
+        self.live.apply(fill);
+        Some(op)
     }
 
     /// Device writes of an apply that aren't complete.

@@ -1,10 +1,9 @@
 //! A source's start: the journal is opened or made, what it holds is recovered, and the engine's thread begins.
 
-use super::super::client::CLIENT_BYTES;
+use super::super::clients::Clients;
 use super::super::command::{Commands, Counters, LinkState, MAX_COMMANDS, SourceCommand};
 use super::super::disk::{Disk, random_id};
 use super::super::memory::{Memory, Pool};
-use super::super::request::Requests;
 use super::super::ring::Ring;
 use super::peer::PEER_BYTES;
 use super::report::Report;
@@ -23,7 +22,6 @@ use crate::format::superblock::{Role, Superblock, Volume as VolumeFacts, encode_
 use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES};
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -155,9 +153,8 @@ fn prepare(
     let inherited_place = Place(if superblock.incarnation == 0 { 0 } else { 2 * half_bytes });
     let inherited_bytes = if inherits { inherited_place.0 as usize } else { 0 };
     let pool_bytes = 2 * half_bytes as usize + inherited_bytes + RECEIVE_MEMORY_BYTES;
-    let read_place = Place(pool_bytes as u64);
-    let client_memory = Place(read_place.0 + READ_MEMORY_BYTES as u64);
-    let peer_memory = Place(client_memory.0 + (MAX_CLIENTS * CLIENT_BYTES) as u64);
+    let client_place = Place(pool_bytes as u64);
+    let peer_memory = Place(client_place.0 + Clients::bytes(MAX_CLIENTS, READ_MEMORY_BYTES) as u64);
     let superblock_memory = Place(peer_memory.0 + PEER_BYTES as u64);
     let map_memory = Place(superblock_memory.0 + BLOCK_BYTES as u64);
     let zeros = Place(map_memory.0 + dirty::MAX_WRITE_BYTES as u64);
@@ -220,12 +217,8 @@ fn prepare(
         durability: plan.durability,
         ring,
         pool: Pool::with(Place(0), pool_bytes / CHUNK_BYTES, used.into_iter()),
-        read_pool: Pool::new(read_place, READ_MEMORY_BYTES / CHUNK_BYTES),
         memory,
-        clients: Vec::new(),
-        client_memory,
-        gated: VecDeque::new(),
-        requests: Requests::default(),
+        clients: Clients::new(client_place, MAX_CLIENTS, READ_MEMORY_BYTES),
         peer: None,
         peer_memory,
         next_peer: None,
@@ -247,7 +240,6 @@ fn prepare(
         started: Instant::now(),
         effects: Vec::new(),
         pieces: Vec::new(),
-        finished: Vec::new(),
         abandoned: Vec::new(),
         segments: Vec::new(),
     })
