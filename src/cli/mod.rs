@@ -4,8 +4,10 @@ mod daemon;
 pub mod demo;
 mod inspect;
 mod promote;
+mod rejoin;
 mod set;
 mod status;
+mod switchover;
 mod sync;
 mod verify;
 mod view;
@@ -62,6 +64,10 @@ enum Verb {
     Verify(verify::VerifyArgs),
     /// Make a source's images writable and serve them here (at a destination)
     Promote(promote::PromoteArgs),
+    /// Swap roles with nothing in doubt: the destination serves, and this side mirrors it (where the volumes are served)
+    Switchover(switchover::SwitchoverArgs),
+    /// Become the destination of the side that was promoted (at a fenced source)
+    Rejoin(rejoin::RejoinArgs),
     /// Look into what a fenced source discarded, or into a journal
     Inspect(inspect::InspectArgs),
     /// Run both daemons on local files, kill the source, promote, and check that no write is lost
@@ -103,6 +109,8 @@ pub fn main() -> ExitCode {
         Verb::Set(args) => set::run(&args),
         Verb::Verify(args) => verify::run(&args),
         Verb::Promote(args) => promote::run(&args),
+        Verb::Switchover(args) => switchover::run(&args),
+        Verb::Rejoin(args) => rejoin::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Demo { dir } => demo::run(dir),
     };
@@ -121,6 +129,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(CallError::Refused(_)) => EXIT_REFUSED,
         Some(CallError::Unreachable(_)) => EXIT_UNREACHABLE,
         None if error.is::<verify::Different>() => EXIT_DIFFERENT,
+        None if error.is::<rejoin::Discards>() => EXIT_REFUSED,
         None => EXIT_FAILURE,
     }
 }
@@ -167,6 +176,11 @@ mod tests {
             "verify --admin /run/a --repair --json",
             "promote --admin /run/a alpha",
             "promote --admin /run/a alpha --force",
+            "switchover --admin /run/a",
+            "switchover --admin /run/a alpha",
+            "rejoin --admin /run/a",
+            "rejoin --admin /run/a alpha --discard",
+            "rejoin --admin /run/a --json",
             "inspect discarded-by-epoch-2.journal",
             "inspect alpha.journal --json --covering vol0:4096",
             "inspect alpha.journal --record c17 --output bytes",

@@ -26,3 +26,4 @@ mod power_cuts;
 mod promote;
 mod restart;
 mod surface;
+mod swap;
