@@ -9,6 +9,7 @@
 //! has no FUSE (`/dev/fuse`), those that make disks fail and lose their power are left out, and say so.
 
 mod apart;
+mod attach;
 mod bad_clients;
 mod bad_devices;
 mod bad_peers;
