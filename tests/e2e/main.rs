@@ -20,6 +20,7 @@ mod disk_faults;
 mod harness;
 mod harness_check;
 mod kills;
+mod live;
 mod multi;
 mod power_cuts;
 mod promote;
