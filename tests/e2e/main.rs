@@ -22,6 +22,7 @@ mod harness;
 mod harness_check;
 mod inspect;
 mod kills;
+mod live;
 mod multi;
 mod power_cuts;
 mod promote;

@@ -37,7 +37,7 @@ pub struct DestinationConfig {
     /// Sections `[[source]]`, at least one.
     #[serde(rename = "source", default)]
     pub sources: Vec<MirroredSource>,
-    /// Section `[nbd]`: where promoted images are served; without it none is.
+    /// Section `[nbd]`: where images are served, read-only while they are mirrored; without it none is.
     pub nbd: Option<NbdConfig>,
     /// Section `[admin]`.
     pub admin: AdminConfig,
