@@ -60,11 +60,23 @@ enum State {
     Failed(String),
 }
 
+/// What a mirror is to know of where it runs.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Where its daemon is asked.
+    pub admin: AdminConfig,
+    /// Whether the images may be written to by others once they were promoted.
+    pub unwatched: bool,
+    /// Whether images may be read while they are mirrored.
+    pub live: bool,
+}
+
 /// How promoted images are served.
 #[derive(Debug)]
 struct Serving {
     peer: Option<HostPort>,
     admin: AdminConfig,
+    unwatched: bool,
     durability: Durability,
     policy: Policy,
 }
@@ -90,10 +102,9 @@ impl Mirror {
     /// Opens the images and whatever is stored of the source.
     pub(super) async fn start(
         config: &MirroredSource,
-        admin: AdminConfig,
+        node: Node,
         journal_dir: &Path,
         plan: StagingPlan,
-        live: bool,
         exports: Exports,
         init: bool,
     ) -> anyhow::Result<Arc<Mirror>> {
@@ -107,12 +118,13 @@ impl Mirror {
             images: config.volumes.iter().map(|volume| (volume.name.clone(), volume.image.clone())).collect(),
             serving: Serving {
                 peer: config.peer.clone(),
-                admin,
+                admin: node.admin,
+                unwatched: node.unwatched,
                 durability: config.durability.into(),
                 policy: Policy { on_disconnect: config.on_disconnect.into(), timeout: config.timeout },
             },
             plan,
-            live,
+            live: node.live,
             exports,
             state: Mutex::new(State::Empty(Vec::new())),
             engines: std::sync::Mutex::default(),
@@ -218,7 +230,7 @@ impl Mirror {
                 state: superblock.clone(),
                 files: Folder::journal_files(&self.folder),
                 handed_over,
-                unwatched: false,
+                unwatched: self.serving.unwatched,
             })),
             init: false,
         };
