@@ -8,7 +8,7 @@ use super::super::{handshake, status};
 use crate::core::Durability;
 use crate::core::policy::{OnDisconnect, Policy};
 use crate::core::recovery::hello;
-use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, SourceCommand};
+use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, SourceCommand, SourceStatus};
 use crate::engine::destination::{self as engine, Ended, Folder, Image, StagingPlan};
 use crate::engine::source::{self as serving, Birth, Plan, Promoted, Volume};
 use crate::format::ids::Epoch;
@@ -310,11 +310,14 @@ impl Mirror {
                 let sent = commands.send(SourceCommand::Status(ask));
                 drop(state);
                 let serving = if sent.is_ok() { answer.await.ok() } else { None };
+                let held = superblock.known.last().unwrap_or(&superblock.clean).seq.0;
+                let applied = |status: &SourceStatus| status.before_inherited.unwrap_or(held);
                 json!({
                     "name": self.name, "state": if serving.is_some() { "promoted" } else { "failed" },
                     "reason": if serving.is_some() { None } else { Some("its engine has ended; see the log") },
                     "connected": false, "epoch": superblock.epoch.0,
-                    "held_record": superblock.clean.seq.0, "applied_record": superblock.clean.seq.0,
+                    "held_record": held, "applied_record": serving.as_ref().map(applied),
+                    "unapplied_fills": serving.as_ref().map(|status| status.inherited),
                     "promotable": true, "exports": exports, "volumes": self.volumes(Some(&superblock)),
                     "clients": serving.as_ref().map(|status| status.clients),
                     "answered_writes": serving.as_ref().map(|status| status.counters.answered_writes),

@@ -234,6 +234,8 @@ impl Engine {
             verified_record: core.verified().0,
             open_fill: core.open_fill().0,
             halves,
+            inherited: core.inherited(),
+            before_inherited: core.before_inherited().map(|seq| seq.0),
             clients: self.clients.iter().flatten().count(),
             requests: self.requests.count(),
             waiting: core.waiting(),
