@@ -418,8 +418,8 @@ fn the_sums_are_as_documented() {
 #[test]
 fn the_bounds_in_the_text_are_the_programs() {
     let text = document();
-    assert_eq!(nbd_mirror::format::block::VERSION, 2);
-    assert!(text.contains("| version | 2. |") && text.contains("This page is of version 2."));
+    assert_eq!(nbd_mirror::format::block::VERSION, 3);
+    assert!(text.contains("| version | 3. |") && text.contains("This page is of version 3."));
     assert!(text.contains(&format!("| {JOURNAL_DATA_OFFSET} | half 0")));
     let sizes = [100 << 30];
     let journal = nbd_mirror::engine::source::journal_bytes(8 << 20, &sizes, 65536);

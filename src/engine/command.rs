@@ -218,6 +218,10 @@ pub struct SourceStatus {
     pub open_fill: u64,
     /// Both halves.
     pub halves: Vec<HalfStatus>,
+    /// Fills that a promote left, and that aren't on the volumes yet.
+    pub inherited: usize,
+    /// The last record before them, where there are any.
+    pub before_inherited: Option<u64>,
     /// NBD connections.
     pub clients: usize,
     /// Requests that aren't answered.

@@ -2,7 +2,7 @@
 //! are in the journal files, and stable where a frame asks for that; nothing reaches an image that isn't complete and
 //! stable in its file; a fill is called applied only when the images, or the staging log, are synced; while a resync is
 //! staged no image is touched; a welcome names only what is stored; and a start finds all that was acknowledged. In the end
-//! a promote brings all that is stored to the images, or serves the one from before a resync.
+//! a promote serves all that is stored, or the images from before a resync.
 
 use super::super::pick::{MarkPick, Number};
 use super::super::structured::{Encode, List};
@@ -472,7 +472,9 @@ impl Driver {
                     }
                 }
                 Effect::Promoted(mark) => {
-                    assert_eq!((mark, self.durable), (self.core.stored(), mark));
+                    assert!(self.state.promoted && self.state.known == [mark] && mark == self.core.stored());
+                    // Whoever serves the images writes to them from now on.
+                    assert!(!self.ops.iter().any(|op| matches!(op, Op::Store(_) | Op::Apply | Op::Drain)));
                     self.promoted = Some(mark);
                 }
                 Effect::Applied(mark) => assert_eq!(mark, self.durable),
@@ -684,7 +686,7 @@ impl Driver {
         panic!("operations never end");
     }
 
-    /// The connection goes, a restart would find all that counts, and a promote brings it to the images.
+    /// The connection goes, a restart would find all that counts, and a promote serves it.
     fn heal(&mut self) {
         if self.promoted.is_none() {
             self.disconnect();
@@ -704,7 +706,12 @@ impl Driver {
             self.settle();
         }
         let stored = self.core.stored();
-        assert_eq!((self.promoted, self.core.superblock().clean), (Some(stored), stored));
+        assert_eq!((self.promoted, &self.state.known), (Some(stored), &vec![stored]));
+        if self.durable != stored {
+            // Whoever serves the images finds what isn't on them.
+            let found = recovery::recover(&self.files.files(), SOURCE, self.durable, self.state.whole);
+            assert_eq!(found.expect("nothing is damaged").end, stored, "the journal files end elsewhere");
+        }
         assert!(self.core.superblock().epoch > EPOCH && stored.seq >= self.acked);
     }
 }

@@ -10,7 +10,7 @@ use super::super::{handshake, status};
 use crate::core::Durability;
 use crate::core::policy::Policy;
 use crate::core::recovery::hello;
-use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, LinkState, SourceCommand};
+use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, LinkState, SourceCommand, SourceStatus};
 use crate::engine::destination::{self as engine, Ended, Folder, Image, Promotion, StagingPlan, rejoin};
 use crate::engine::source::{self as serving, Birth, Plan, Promoted};
 use crate::format::ids::Epoch;
@@ -475,18 +475,21 @@ impl Mirror {
                     _ => simple("preparing", Some("the engine is between two states")),
                 }
             }
-            State::Promoted { commands, superblock, exports, fork, reason } => {
+            State::Promoted { commands, superblock, exports, reason, .. } => {
                 let (ask, answer) = oneshot::channel();
-                let (superblock, exports, at, link) = (superblock.clone(), exports.clone(), fork.at, reason.get());
+                let (superblock, exports, link) = (superblock.clone(), exports.clone(), reason.get());
                 let peer = self.serving.peer.as_ref();
                 let sent = commands.send(SourceCommand::Status(ask));
                 drop(state);
                 let serving = if sent.is_ok() { answer.await.ok() } else { None };
+                let held = superblock.known.last().unwrap_or(&superblock.clean).seq.0;
+                let applied = |status: &SourceStatus| status.before_inherited.unwrap_or(held);
                 json!({
                     "name": self.name, "state": if serving.is_some() { "promoted" } else { "failed" },
                     "reason": if serving.is_some() { None } else { Some("its engine has ended; see the log") },
                     "connected": false, "epoch": superblock.epoch.0,
-                    "held_record": at.seq.0, "applied_record": at.seq.0,
+                    "held_record": held, "applied_record": serving.as_ref().map(applied),
+                    "unapplied_fills": serving.as_ref().map(|status| status.inherited),
                     "serving": serving.as_ref().map(|status| status::source::promoted(peer, &self.serving.admin, &link, status)),
                     "promotable": true, "exports": exports, "volumes": self.volumes(Some(&superblock)),
                     "clients": serving.as_ref().map(|status| status.clients),

@@ -8,6 +8,7 @@ use crate::format::wire::{Report, Signal, Verdict, Welcome};
 use crate::limits::GRAIN_BYTES;
 
 mod apart;
+mod inherited;
 
 const NOW: Duration = Duration::from_secs(100);
 

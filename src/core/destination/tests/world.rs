@@ -87,6 +87,26 @@ impl Disks {
     pub fn state(&self) -> Superblock {
         Superblock::newest(Role::Destination, [&self.state[0], &self.state[1]]).unwrap()
     }
+
+    /// What a promote serves: the image, with what is only in the journal files on top.
+    fn served(&self) -> Contents {
+        let (state, mut contents) = (self.state(), self.image.clone());
+        if state.clean == state.known[0] {
+            return contents;
+        }
+        let halves = [&self.files[0][..], &self.files[1]];
+        let found = recovery::recover(&halves, SOURCE, state.clean, state.whole).unwrap();
+        assert_eq!(found.end, state.known[0], "the journal files end elsewhere");
+        for frame in found.first.iter().chain(&found.second) {
+            let (half, position) = (frame.header.fill.half(), frame.header.position);
+            let block = halves.block(half, position).unwrap();
+            for (record, place) in recovery::records(&frame.header, block, Place(position + BLOCK)) {
+                assert_eq!((record.kind, record.length), (Kind::Write, BLOCK_BYTES as u32));
+                contents[(record.offset / BLOCK) as usize] = halves[half][place.0 as usize];
+            }
+        }
+        contents
+    }
 }
 
 pub struct World {
@@ -391,16 +411,18 @@ impl World {
     /// What a failover would find: everything is handed to another start, and promoted.
     pub fn failover(disks: Disks) -> (Mark, Contents) {
         let mut world = World::start(disks, StagingPlan { limit_bytes: 0, best_effort: false }).unwrap();
-        world.promote();
-        (world.promoted.unwrap(), world.disks.image)
+        let contents = world.promote();
+        (world.promoted.unwrap(), contents)
     }
 
-    pub fn promote(&mut self) {
+    /// What is served then.
+    pub fn promote(&mut self) -> Contents {
         self.core.handle_disconnected();
         self.core.handle_promote(&mut self.effects);
         self.run().unwrap();
         let (promoted, state) = (self.promoted.unwrap(), self.disks.state());
-        assert!(state.promoted && state.clean == promoted && state.staging == Staging::default());
+        assert!(state.promoted && state.known == [promoted] && state.staging == Staging::default());
+        self.disks.served()
     }
 
     pub fn phase(&self) -> Phase {
