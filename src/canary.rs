@@ -45,11 +45,15 @@ pub enum Bug {
     RestartVolatile,
     /// A source that ended in step goes on alone after a start, though its destination may have been promoted.
     AloneAfterStart,
+    /// The destination counts a source's timeout from when its word arrives.
+    LeaseFromReceipt,
+    /// A source that is told to go on alone does so before its destination knows of it.
+    ForgetWord,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 19] = [
+    pub const ALL: [Bug; 21] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -69,6 +73,8 @@ impl Bug {
         Bug::AppendUnsynced,
         Bug::RestartVolatile,
         Bug::AloneAfterStart,
+        Bug::LeaseFromReceipt,
+        Bug::ForgetWord,
     ];
 }
 

@@ -9,5 +9,6 @@ pub mod frame;
 pub mod ids;
 pub mod map;
 pub mod nbd;
+pub mod ping;
 pub mod superblock;
 pub mod wire;

@@ -25,3 +25,4 @@ mod power_cuts;
 mod promote;
 mod restart;
 mod surface;
+mod warrant;

@@ -136,11 +136,11 @@ impl Handler for Daemon {
                 Request::Sync => bail!("this is a destination: sync is for the source's admin socket"),
                 Request::Set { .. } => bail!("this is a destination: set is for the source's admin socket"),
                 Request::Verify { .. } => bail!("this is a destination: verify is for the source's admin socket"),
-                Request::Promote { source, force } => {
+                Request::Promote { source, force, check } => {
                     let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.name() == source) else {
                         bail!("this destination knows no source \"{source}\", only {}", self.names());
                     };
-                    mirror.promote(force).await
+                    mirror.promote(force, check).await
                 }
             }
         })

@@ -23,6 +23,7 @@ pub mod staged;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod warrant;
 pub mod welcome;
 
 use super::Place;
