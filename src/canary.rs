@@ -49,11 +49,21 @@ pub enum Bug {
     LeaseFromReceipt,
     /// A source that is told to go on alone does so before its destination knows of it.
     ForgetWord,
+    /// A promoted image's reads look past what isn't applied yet.
+    PastInherited,
+    /// What is served of a promoted image is flushed before what the promote left unapplied.
+    FlushBeforeInherited,
+    /// Live reads go past the index to the device while a fill is being applied.
+    LiveFromDevice,
+    /// What a live read got from the image counts, though a later fill was written there meanwhile.
+    LiveUnchecked,
+    /// Live reads go on after a start that can't know which fills are complete.
+    LiveAfterStart,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 21] = [
+    pub const ALL: [Bug; 26] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -75,6 +85,11 @@ impl Bug {
         Bug::AloneAfterStart,
         Bug::LeaseFromReceipt,
         Bug::ForgetWord,
+        Bug::PastInherited,
+        Bug::FlushBeforeInherited,
+        Bug::LiveFromDevice,
+        Bug::LiveUnchecked,
+        Bug::LiveAfterStart,
     ];
 }
 

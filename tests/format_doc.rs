@@ -5,10 +5,11 @@ use std::path::Path;
 
 use nbd_mirror::format::frame::{FLAG_SYNC, Header, Kind, RECORD_FUA, Record};
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
+use nbd_mirror::format::kept::{FRAMES_OFFSET, Kept};
 use nbd_mirror::format::map;
 use nbd_mirror::format::ping::{OnDisconnect, Ping, Standing};
 use nbd_mirror::format::superblock::{Phase, Role, Staging, Superblock, Volume, encode_claim};
-use nbd_mirror::format::wire::{REPORT_BYTES, Report, Signal, Sum, Verdict, Welcome, encode_hello};
+use nbd_mirror::format::wire::{Fork, REPORT_BYTES, Report, Signal, Sum, Verdict, Welcome, encode_hello, encode_lacks};
 use nbd_mirror::limits::{
     BLOCK_BYTES, COPY_WINDOW_BYTES, JOURNAL_DATA_OFFSET, MAX_BOUNDARIES, MAX_COPY_WINDOWS, MAX_FRAME_PAYLOAD_BYTES,
     MAX_GRAIN_BYTES, MAX_KNOWN_MARKS, MAX_RECORDS_PER_FRAME, MAX_SUMS, MAX_VOLUMES, SUM_GRAIN_BYTES,
@@ -95,7 +96,7 @@ fn assert_preamble(tables: &HashMap<String, Table>, block: &[u8], magic: &str, f
     let table = &tables["Preamble"];
     assert_eq!(table.raw(block, "magic"), magic.as_bytes());
     assert!(document().contains(&format!("| `{magic}` |")), "{magic} isn't in the list of magics");
-    assert_eq!((table.number(block, "version"), table.number(block, "flags")), (2, flags));
+    assert_eq!((table.number(block, "version"), table.number(block, "flags")), (3, flags));
     assert_checksum(table, block);
 }
 
@@ -121,6 +122,7 @@ fn the_superblock_is_as_documented() {
         role: Role::Source,
         generation: 101,
         source: Id(*b"0123456789abcdef"),
+        lineage: Id(*b"fedcba9876543210"),
         name: "alpha".into(),
         half_bytes: 8 << 20,
         epoch: Epoch(102),
@@ -164,6 +166,7 @@ fn the_superblock_is_as_documented() {
         assert!(document().contains(said) && said.contains(&number.to_string()), "{phase:?} is {number}");
     }
     assert_eq!(table.raw(&*block, "source"), b"0123456789abcdef");
+    assert_eq!(table.raw(&*block, "lineage"), b"fedcba9876543210");
     assert_eq!(table.text(&*block, "name"), "alpha");
     for (field, expected) in [
         ("generation", 101),
@@ -286,6 +289,36 @@ fn the_frame_is_as_documented() {
 }
 
 #[test]
+fn the_kept_file_is_as_documented() {
+    let tables = tables();
+    let volume = Volume { name: "vol0".into(), size_bytes: 1 << 20, block_bytes: 512 };
+    let source = Id(*b"0123456789abcdef");
+    let kept = Kept {
+        superblock: Superblock::first(Role::Source, source, "alpha", 8 << 20, Epoch(1), vec![volume]),
+        discarded_by: Epoch(101),
+        mark: mark(102),
+        exact: true,
+        common: Seq(105),
+        kept_unix_s: 106,
+        contents_bytes: 107 * BLOCK_BYTES as u64,
+        journal_bytes: 108 * BLOCK_BYTES as u64,
+    };
+    let [head, superblock] = kept.encode();
+    let table = &tables["Kept head"];
+    assert_eq!((table.bytes, FRAMES_OFFSET), (BLOCK_BYTES, 8192));
+    assert_preamble(&tables, &*head, "NBDMKEPT", 1);
+    assert_preamble(&tables, &*Kept { exact: false, ..kept.clone() }.encode()[0], "NBDMKEPT", 0);
+    assert_preamble(&tables, &*superblock, "NBDMKSUP", 0);
+    assert_eq!(tables["Superblock"].text(&*superblock, "name"), "alpha");
+    table.assert_rest_is_zero(&*head);
+    assert_eq!(table.raw(&*head, "source"), b"0123456789abcdef");
+    assert_mark(&tables, table.raw(&*head, "mark"), 102);
+    let found = ["discarded_by", "kept_at", "contents_bytes", "journal_bytes", "common"];
+    let blocks = |n: u64| n * BLOCK_BYTES as u64;
+    assert_eq!(found.map(|field| table.number(&*head, field)), [101, 106, blocks(107), blocks(108), 105]);
+}
+
+#[test]
 fn the_connection_is_as_documented() {
     let tables = tables();
     let welcome = Welcome {
@@ -298,6 +331,7 @@ fn the_connection_is_as_documented() {
         fresh: false,
         applied: mark(102),
         boundaries: (0..MAX_BOUNDARIES as u64).map(|n| mark(1000 + n)).collect(),
+        fork: Some(Fork { at: mark(110), source: Id(*b"0123456789abcdef") }),
         reason: "because".into(),
     };
     let (table, entry) = (&tables["Welcome"], &tables["Mark"]);
@@ -313,6 +347,10 @@ fn the_connection_is_as_documented() {
     assert_eq!(table.text(&*block, "reason"), "because");
     assert_mark(&tables, table.raw(&*block, "applied"), 102);
     assert_mark(&tables, table.raw(&*block, "base"), 107);
+    assert_eq!(table.number(&*block, "forked"), 1);
+    assert_mark(&tables, table.raw(&*block, "fork_at"), 110);
+    assert_eq!(table.raw(&*block, "fork_source"), b"0123456789abcdef");
+    assert_preamble(&tables, &*encode_lacks(), "NBDMLACK", 0);
     let last = MAX_BOUNDARIES - 1;
     assert_mark(&tables, table.entry(&*block, "boundaries", entry, last), 1000 + last as u64);
 }
@@ -333,6 +371,7 @@ fn the_signals_are_as_documented() {
         (Signal::Settle { common: mark(103) }, 3, "settle", 0, mark(103), [0; 4]),
         (Signal::Restart { at: mark(104) }, 4, "restart", 0, mark(104), [0; 4]),
         (Signal::Ping(ping), 5, "ping", 2, pinged, [108, 1, 0, 107]),
+        (Signal::TakeOver { at: mark(109) }, 7, "take over", 0, mark(109), [0; 4]),
         (Signal::Ask { id: 106, volume: 7, offset: 8192, length: 108 }, 6, "ask", 0, nothing, [106, 7, 8192, 108]),
     ];
     for (signal, kind, name, flag, expected, rest) in signals {

@@ -4,6 +4,8 @@
 //! senders never block.
 
 use super::destination::Warrant;
+use crate::core::destination::Unreadable;
+use crate::core::grains::Grains;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
 use crate::format::ids::{Epoch, Mark};
 use crate::format::nbd::Negotiated;
@@ -27,7 +29,7 @@ pub enum SourceCommand {
     /// What to introduce ourselves with at the destination.
     Hello(oneshot::Sender<Superblock>),
     /// The destination answered our hello.
-    Peer(OwnedFd, Box<Welcome>),
+    Peer(OwnedFd, Box<Welcome>, Option<Box<Grains>>),
     /// Switch halves, and answer when all is applied.
     Sync(oneshot::Sender<Mark>),
     /// Change a setting of the running source; answered when it holds.
@@ -39,6 +41,9 @@ pub enum SourceCommand {
         /// Whom to answer.
         done: oneshot::Sender<Result<Verified, String>>,
     },
+    /// Stop taking writes and hand over to the destination; answered when this source is fenced, with the time since writes
+    /// were taken last, or with the reason why not.
+    HandOver(oneshot::Sender<Result<Duration, String>>),
     /// How things stand.
     Status(oneshot::Sender<SourceStatus>),
     /// Close everything and end.
@@ -103,6 +108,8 @@ pub struct PeerStatus {
 pub enum DestinationCommand {
     /// A source introduced itself.
     Peer(OwnedFd, Box<Superblock>, String),
+    /// Let this client read an image; the handshake is done.
+    Client(OwnedFd, Negotiated),
     /// Raise the epoch, apply all that is stored, and end. An `Err` says why not.
     Promote {
         /// Even though the source is connected, or the image isn't whole.
@@ -260,6 +267,10 @@ pub struct DestinationStatus {
     pub superblock: Superblock,
     /// Whether a promote would give a consistent image.
     pub promotable: bool,
+    /// The last record that who reads an image sees; or why nobody may.
+    pub live: Result<u64, Unreadable>,
+    /// Clients that read the images.
+    pub clients: usize,
     /// The last record of that image, where it is an earlier state than what is held: during a resync.
     pub base_record: Option<u64>,
     /// Where complete fills go.

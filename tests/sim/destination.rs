@@ -1,11 +1,14 @@
 //! Drives a destination's core as the engine does, on disks that fail.
 
+mod live;
+
 use crate::content::{BLOCK, LogPiece, SECTOR, Shelf, Vault, Word, sum};
 use crate::context::Context;
 use crate::disk::{Crash, Disk, Ended, Faults, Io};
 use crate::link::{Link, Message};
 use crate::rare::Rare;
 use crate::source::{DEPTH, LOG, SUPERBLOCKS, VOLUMES, newest, torn_tail};
+use live::LiveRead;
 use nbd_mirror::core::Place;
 use nbd_mirror::core::destination::{Ask, Destination, Effect, StagingPlan, State, StoreOp, Written};
 use nbd_mirror::core::flush::FlushOp;
@@ -19,6 +22,7 @@ use nbd_mirror::format::ids::Mark;
 use nbd_mirror::format::superblock::{Phase, Role, Superblock};
 use nbd_mirror::format::wire::{Report, Signal, Sum, Verdict};
 use nbd_mirror::limits::BLOCK_BYTES;
+use std::collections::HashSet;
 
 /// Names an operation under way.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +45,8 @@ pub enum Op {
     Drain,
     DrainSync(u16),
     Sum(usize),
+    /// A client's read of an image.
+    Live(usize),
 }
 
 /// A question whose range is being read.
@@ -67,12 +73,21 @@ pub struct DestinationNode {
     /// A promote has begun in this run, and whether it serves the images as they were before a resync.
     promoting: bool,
     pub serves_base: bool,
+    /// Its source has handed over.
+    pub takes_over: bool,
     /// It was asked to settle, over this connection, and the order didn't begin anew yet.
     settling: bool,
     /// The log's part that is on its way to the images.
     drain: Vec<Word>,
     sums: Vec<Option<Summing>>,
     answers: Vec<(u64, Vec<Sum>)>,
+    live: Vec<Option<LiveRead>>,
+    live_answers: Vec<live::Answer>,
+    /// The newest boundary that was shown to a reader, and all that ever could be.
+    shown: Mark,
+    signalled: HashSet<u64>,
+    /// A promote began, perhaps in an earlier run: it calls all complete that is stored.
+    sealed_to_promote: bool,
     /// A frame's place in memory is its place in its half.
     memory: [Vec<Word>; 2],
     effects: Vec<Effect>,
@@ -95,10 +110,16 @@ impl DestinationNode {
             plan,
             promoting: false,
             serves_base: false,
+            takes_over: false,
             settling: false,
             drain: Vec::new(),
             sums: Vec::new(),
             answers: Vec::new(),
+            live: Vec::new(),
+            live_answers: Vec::new(),
+            shown: Mark::default(),
+            signalled: HashSet::new(),
+            sealed_to_promote: false,
             memory: [Vec::new(), Vec::new()],
             effects: Vec::new(),
             pieces: Vec::new(),
@@ -126,7 +147,7 @@ impl DestinationNode {
         }
         let shelf = Shelf { halves: [&self.memory[0], &self.memory[1]], vault: &cx.vault };
         let recovered = if superblock.promoted {
-            // The images are served as they are, and nobody looks at the journal files any more.
+            // The images are served, and whoever serves them looks into the journal files; nobody writes to them any more.
             Recovered { end: superblock.clean, ..Recovered::default() }
         } else {
             recovery::recover(&shelf, superblock.source, superblock.clean, superblock.whole)?
@@ -138,8 +159,8 @@ impl DestinationNode {
         });
         cx.met.count_if(torn_tail(&shelf, &superblock, &recovered), Rare::DestinationTornTail);
         // The crash came after the promote's last write: the images are served as they are.
-        self.promoted = superblock.promoted.then_some(superblock.clean);
-        self.loose_ends = recovered.loose_ends(superblock.half_bytes).collect();
+        self.promoted = superblock.promoted.then(|| superblock.known[0]);
+        self.loose_ends = recovered.loose_ends(superblock.half_bytes).filter(|_| !superblock.promoted).collect();
         if superblock.staging.phase == Phase::Direct {
             // What it holds was brought to the images, or never counted.
             self.io.disks[LOG].truncate();
@@ -169,9 +190,10 @@ impl DestinationNode {
             cx.met.count_if(appends, Rare::DestinationCrashedInAppend);
             cx.met.count_if(core.drains_under_way() > 0, Rare::DestinationCrashedInDrain);
         }
-        (self.settling, self.promoting) = (false, false);
+        (self.settling, self.promoting, self.takes_over) = (false, false, false);
         self.sums.clear();
         self.answers.clear();
+        self.live.clear();
         self.io.crash(how, &mut cx.rng);
         (self.core, self.starting) = (None, None);
         self.promoted = None;
@@ -251,6 +273,7 @@ impl DestinationNode {
             Op::Drain => core.handle_drained(),
             Op::DrainSync(volume) => core.handle_drain_synced(volume),
             Op::Sum(number) => self.summed(number, cx),
+            Op::Live(number) => self.end_live(number, cx),
         }
         Ok(true)
     }
@@ -356,13 +379,21 @@ impl DestinationNode {
         }
         match signal {
             Signal::Resume { .. } | Signal::Settle { .. } => {
+                if let Signal::Settle { common } = signal {
+                    self.signalled.insert(common.digest.0);
+                }
                 self.settling = matches!(signal, Signal::Settle { .. });
                 cx.met.count_if(ahead, Rare::DestinationAhead);
                 cx.met.count_if(dropped_from.is_some(), Rare::DestinationDroppedPartOfFill);
             }
             Signal::Restart { .. } => self.settling = false,
-            Signal::Sync { last, .. } => cx.met.count_if(last.fill <= applied, Rare::SignalAgain),
-            Signal::Ping(_) | Signal::Ask { .. } => {}
+            Signal::Sync { last, .. } => {
+                // One before it is complete as well.
+                let sealed = core.halves().iter().filter(|half| half.state == State::Sealed);
+                self.signalled.extend(sealed.map(|half| half.last.digest.0));
+                cx.met.count_if(last.fill <= applied, Rare::SignalAgain);
+            }
+            Signal::Ping(_) | Signal::Ask { .. } | Signal::TakeOver { .. } => {}
         }
         true
     }
@@ -401,6 +432,7 @@ impl DestinationNode {
         if !std::mem::replace(&mut self.promoting, true) {
             self.serves_base = core.superblock().staging.phase == Phase::Staging;
         }
+        self.sealed_to_promote = true;
         core.handle_promote(&mut self.effects);
     }
 
@@ -444,6 +476,10 @@ impl DestinationNode {
                     }
                     Effect::SyncDrained(volume) => {
                         self.io.sync(Op::DrainSync(volume), &[VOLUMES + usize::from(volume)]);
+                    }
+                    Effect::TakeOver => {
+                        cx.met.count(Rare::TookOver);
+                        self.takes_over = true;
                     }
                     Effect::Disconnect(reason) => {
                         let full = core.staging_trouble().is_some() && !self.plan.best_effort;

@@ -1,14 +1,14 @@
 //! What if? Questions that are asked of copies, so that the world goes on as if nothing had been asked.
 
-use crate::content::{LogPiece, SECTOR, Shelf, rot as flip_bit};
+use crate::content::{LogPiece, SECTOR, Shelf, Vault, rot as flip_bit};
 use crate::context::Context;
 use crate::destination::{DestinationNode, scan};
 use crate::disk::{Crash, Disk, Faults};
 use crate::link::Link;
-use crate::model::Model;
+use crate::model::{Model, Volumes};
 use crate::pair::Pair;
 use crate::rare::Rare;
-use crate::source::{LOG, MAP, SUPERBLOCKS, VOLUMES, load_map, newest};
+use crate::source::{Estate, LOG, MAP, SUPERBLOCKS, VOLUMES, load_map, newest};
 use nbd_mirror::core::Place;
 use nbd_mirror::core::recovery::staged::{Entry as LogEntry, Walk};
 use nbd_mirror::core::recovery::{self, Found, Halves};
@@ -49,6 +49,8 @@ fn promote_copy(
         return None;
     }
     let phase = ghost.core.as_ref().map(|core| core.superblock().staging.phase);
+    // The crash may have come behind the last write of a promote, of which only one copy was written.
+    let base = phase == Some(Phase::Staging) || (ghost.promoted.is_some() && mirror.serves_base);
     let mut nowhere = Link::default();
     ghost.turn(&mut nowhere, cx);
     ghost.promote(&mut nowhere);
@@ -59,7 +61,7 @@ fn promote_copy(
         ghost.turn(&mut nowhere, cx);
     }
     let mark = ghost.promoted.expect("it is promoted");
-    check_promoted(&ghost, mark, phase == Some(Phase::Staging), lost || how == Crash::Power, model, cx);
+    check_promoted(&ghost, mark, base, lost || how == Crash::Power, model, cx);
     phase
 }
 
@@ -79,11 +81,42 @@ pub fn check_promoted(
         model.check_there(mark.digest, power);
         cx.met.count_if(!model.complete_there(mark.digest), Rare::DestinationLostUnpromised);
     }
+    let images = inherited_images(mirror, &cx.vault);
     for (volume, expected) in model.state(mark.digest).iter().enumerate() {
-        let image = mirror.io.disks[VOLUMES + volume].stable();
+        let image = &images[volume];
         let differs = image.iter().zip(expected).position(|(a, b)| a != b);
         assert_eq!(differs, None, "image {volume} isn't the order's prefix up to {mark}: first sector that differs");
     }
+}
+
+/// What is stable of a promoted destination.
+pub fn estate(mirror: &DestinationNode, vault: &Vault) -> Estate {
+    let stable = |disk: usize| mirror.io.disks[disk].stable().to_vec();
+    let (state, _) = newest(Role::Destination, &stable(SUPERBLOCKS), vault).expect("a promoted destination's state");
+    assert!(state.promoted, "the promote isn't durable");
+    Estate { state, halves: [stable(0), stable(1)] }
+}
+
+/// The images with what is only in the journal files on top.
+fn inherited_images(mirror: &DestinationNode, vault: &Vault) -> Volumes {
+    let estate = estate(mirror, vault);
+    let recovered = estate.recovered(vault);
+    let mut images: Volumes = mirror.io.disks[VOLUMES..].iter().map(|disk| disk.stable().to_vec()).collect();
+    for found in recovered.first.iter().chain(&recovered.second) {
+        let (half, position) = (found.header.fill.half(), found.header.position);
+        let shelf = Shelf { halves: [&estate.halves[0], &estate.halves[1]], vault };
+        let block = shelf.block(half, position).expect("a header that was found");
+        for (record, place) in recovery::records(&found.header, block, Place(position + BLOCK_BYTES as u64)) {
+            let at = record.offset as usize / SECTOR;
+            let image = &mut images[usize::from(record.volume)][at..at + record.length as usize / SECTOR];
+            let from = place.0 as usize / SECTOR;
+            match record.payload_bytes() {
+                0 => image.fill(0),
+                bytes => image.copy_from_slice(&estate.halves[half][from..from + bytes / SECTOR]),
+            }
+        }
+    }
+    images
 }
 
 /// The last record that any header in these halves says was stored on both sides.

@@ -46,9 +46,11 @@ pub enum Event {
     Outage,
     Policy,
     Verify,
+    LiveRead,
+    HandOver,
 }
 
-pub const EVENTS: [Event; 24] = [
+pub const EVENTS: [Event; 26] = [
     Event::SourceDisk,
     Event::MirrorDisk,
     Event::ToDestination,
@@ -73,6 +75,8 @@ pub const EVENTS: [Event; 24] = [
     Event::Outage,
     Event::Policy,
     Event::Verify,
+    Event::LiveRead,
+    Event::HandOver,
 ];
 
 /// Events from here on aren't needed for the two to come into step.
@@ -195,6 +199,8 @@ impl Pair {
             Event::Outage => source_up && self.outage == 0,
             Event::Policy => source_up,
             Event::Verify => self.link.source_up,
+            Event::HandOver => self.link.source_up && self.promoted.is_none() && !self.promoting,
+            Event::LiveRead => mirror_up && self.promoted.is_none(),
             Event::CrashSource => !self.source.down(),
             Event::CrashMirror => !self.mirror.down(),
             Event::CrashBoth => !self.mirror.down() && !self.source.down(),
@@ -338,12 +344,26 @@ impl Pair {
                 self.source.set_policy(policy, cx);
                 self.source.turn(&mut self.link, &mut self.model, cx);
             }
+            Event::HandOver => self.hand_over(cx),
             Event::Verify => {
                 let repair = cx.rng.chance(300);
                 self.verify(repair, cx);
             }
+            Event::LiveRead => {
+                self.mirror.read_live(cx);
+                self.mirror.check_live(&mut self.model, cx);
+            }
         }
         1
+    }
+
+    /// The source hands over, if that can be now.
+    fn hand_over(&mut self, cx: &mut Context) {
+        if let Some(core) = &mut self.source.core {
+            // Why not is of no interest.
+            let _ = core.handle_hand_over();
+        }
+        self.source.turn(&mut self.link, &mut self.model, cx);
     }
 
     /// A `sync` command; returns its token.
@@ -398,6 +418,7 @@ impl Pair {
                 }
             }
         }
+        self.mirror.check_live(&mut self.model, cx);
         self.mirror.turn(&mut self.link, cx);
         self.look_for_promoted(cx);
         done.max(1)
@@ -422,6 +443,9 @@ impl Pair {
             self.mirror.deliver(&mut self.link, cx);
         }
         self.mirror.turn(&mut self.link, cx);
+        if std::mem::take(&mut self.mirror.takes_over) {
+            self.promote(cx);
+        }
         // There is room for more to be sent.
         self.source.turn(&mut self.link, &mut self.model, cx);
         count
@@ -544,11 +568,15 @@ impl Pair {
         let base = self.mirror.serves_base;
         crate::ghost::check_promoted(&self.mirror, mark, base, self.mirror_lost, &mut self.model, cx);
         self.model.fence(mark.digest, self.mirror_lost || base);
-        let images: Volumes = self.mirror.io.disks[VOLUMES..].iter().map(|disk| disk.words().to_vec()).collect();
-        let superblock = Superblock { source: Id([200; 16]), epoch, ..self.identity.clone() };
+        let images: Volumes = self.model.state(mark.digest);
+        let (id, lineage) = (Id([200; 16]), self.identity.source);
+        let superblock =
+            Superblock { source: id, lineage, epoch, clean: mark, known: vec![mark], ..self.identity.clone() };
         let shape = Shape { mirrored: false, ..self.source.shape.clone() };
         let mut node = SourceNode::new(shape, disks(&superblock, images.clone(), &mut cx.vault));
-        let mut model = Model::new(images, Digest(0));
+        node.io.disks.splice(VOLUMES.., self.mirror.io.disks[VOLUMES..].iter().cloned());
+        node.heir_of = Some(crate::ghost::estate(&self.mirror, &cx.vault));
+        let mut model = Model::new(images, mark.digest);
         node.start(Crash::Kill, &mut model, cx);
         self.promoted = Some((node, model));
     }
@@ -661,5 +689,7 @@ fn weights(cx: &mut Context) -> [u64; EVENTS.len()] {
     set(Event::Outage, slow(rng.pick(&[0, 2, 8]), rng));
     set(Event::Policy, rng.pick(&[0, 0, 1]));
     set(Event::Verify, rng.pick(&[0, 1]));
+    set(Event::HandOver, rng.pick(&[0, 0, 1]));
+    set(Event::LiveRead, rng.pick(&[5, 60]));
     weights
 }

@@ -8,6 +8,7 @@
 //! - `drain`: once the resync is whole, the log goes to the images.
 //! - `sums`: what the source asks of the contents.
 //! - `heard`: what the source said of itself, and what a promote may lack by it.
+//! - `live`: what may be read of the images meanwhile.
 //! - `state`: the durable state. `promote`: what is served in the end.
 //!
 //! Fill n lives in journal file n mod 2, at the very positions it has in the source's half.
@@ -16,6 +17,7 @@ mod apply;
 mod drain;
 mod half;
 mod heard;
+mod live;
 mod meet;
 mod promote;
 mod receive;
@@ -27,6 +29,7 @@ mod tests;
 
 pub use half::{Half, State};
 pub use heard::Heard;
+pub use live::{Unreadable, View};
 pub use staging::{AppendOp, StagingPlan, Written};
 pub use sums::Ask;
 
@@ -40,6 +43,7 @@ use crate::format::ids::{Mark, Seq};
 use crate::format::superblock::{Phase, Staging, Superblock};
 use crate::format::wire::{Report, Verdict, Welcome};
 use crate::limits::MAX_BOUNDARIES;
+use live::Live;
 use meet::Settling;
 use staging::Log;
 use std::collections::VecDeque;
@@ -69,9 +73,11 @@ pub enum Effect {
     FreeStaging(Range<u64>),
     /// Sync this image's device, which the staging log was written to, and report [`Destination::handle_drain_synced`].
     SyncDrained(u16),
+    /// The source hands over, and nothing of it is under way: promote.
+    TakeOver,
     /// Close the connection, for this reason.
     Disconnect(String),
-    /// The promote is complete: the images hold everything up to this mark.
+    /// The promote is complete: images and journal files together hold everything up to this mark.
     Promoted(Mark),
     /// A fill is on the images, or in the staging log; for the log.
     Applied(Mark),
@@ -165,6 +171,7 @@ pub struct Destination {
     restarting: Option<Mark>,
     log: Log,
     asks: Asks,
+    live: Live,
     promoting: bool,
     verified: Seq,
     /// What the frames' headers say to be stable on both sides: the source can't have lost it.
@@ -208,6 +215,7 @@ impl Destination {
             restarting: None,
             log: Log::new(plan, touched),
             asks: Asks::default(),
+            live: Live::default(),
             promoting: false,
             verified: applied.seq,
             vouched: applied.seq,
@@ -216,6 +224,9 @@ impl Destination {
         for found in [recovered.first, recovered.second] {
             let frames: Vec<Rescanned> = found.iter().map(|frame| (*frame, records(frame))).collect();
             destination.adopt(frames);
+        }
+        if destination.stored != applied {
+            destination.live.found(destination.stored.fill);
         }
         destination
     }
@@ -262,6 +273,7 @@ impl Destination {
             fresh: self.fresh(),
             applied: ours.clean,
             boundaries: self.some_boundaries(),
+            fork: None,
             reason: String::new(),
         })
     }

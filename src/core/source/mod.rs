@@ -2,6 +2,8 @@
 //!
 //! - `frames`: records become frames; frames become committed, in order.
 //! - `fills`: halves switch, are flushed, and become clean again.
+//! - `handover`: a planned switchover.
+//! - `inherited`: fills that a promoted destination held, and that aren't on the images yet.
 //! - `link`: what the destination is sent and what it reports.
 //! - `meeting`: how the source goes on with a destination that answered its hello.
 //! - `mode`: how long the destination may be away, and what becomes of writes then.
@@ -13,6 +15,8 @@
 
 mod fills;
 mod frames;
+mod handover;
+mod inherited;
 mod link;
 mod meeting;
 mod mode;
@@ -29,11 +33,13 @@ use super::pace::Pace;
 use super::policy::{Mode, Policy};
 use super::recovery::Recovered;
 use super::{Durability, Place};
+use crate::canary::{Bug, sings};
 use crate::format::block::Block;
 use crate::format::frame::Kind;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
 use crate::format::superblock::Superblock;
 use frames::Flight;
+use handover::HandOver;
 pub use link::{Link, Send};
 use mode::Clock;
 use std::collections::VecDeque;
@@ -128,6 +134,8 @@ pub struct Source {
     shape: Shape,
     superblock: Superblock,
     halves: [Half; 2],
+    /// What a promote left unapplied, the older fill first.
+    inherited: VecDeque<Half>,
     /// The fill that is open or will be opened next.
     open: Fill,
     /// Records that have no frame yet, in order.
@@ -173,6 +181,7 @@ pub struct Source {
     copies: usize,
     /// The fill whose apply makes the destination's copy whole.
     whole_from: Option<Fill>,
+    hand_over: Option<HandOver>,
     pace: Pace,
     clock: Clock,
     scratch: Box<Block>,
@@ -195,6 +204,7 @@ impl Source {
         let mut source = Source {
             open: clean.fill.next(),
             halves: [half(0), half(1)],
+            inherited: VecDeque::new(),
             queue: VecDeque::new(),
             queued_bytes: 0,
             queued_flushes: 0,
@@ -225,6 +235,7 @@ impl Source {
             equal: Vec::new(),
             copies: 0,
             whole_from: None,
+            hand_over: None,
             pace: Pace::default(),
             clock: Clock::new(&shape, &superblock),
             scratch: Box::new([0; crate::limits::BLOCK_BYTES]),
@@ -244,7 +255,9 @@ impl Source {
 
     /// Whether more records may be handed in. Beyond that they still are taken, but a client's socket should be left unread.
     pub fn accepting(&self) -> bool {
-        self.queued_bytes < crate::limits::MAX_WAITING_BYTES && self.queue.len() < crate::limits::MAX_WAITING_RECORDS
+        self.hand_over.is_none()
+            && self.queued_bytes < crate::limits::MAX_WAITING_BYTES
+            && self.queue.len() < crate::limits::MAX_WAITING_RECORDS
     }
 
     /// A record was received whole. It is answered by [`Effect::Answer`].
@@ -265,8 +278,14 @@ impl Source {
     /// Finds where the newest committed bytes of a range are.
     pub fn read(&self, volume: u16, range: Range<u64>, out: &mut Vec<Segment>) {
         let newer = usize::from(self.halves[1].fill > self.halves[0].fill);
-        let indexes: [&Index; 2] = [&self.halves[newer].index, &self.halves[1 - newer].index];
-        index::resolve(&indexes, volume, range, out);
+        let own: [&Index; 2] = [&self.halves[newer].index, &self.halves[1 - newer].index];
+        match (self.inherited.front().filter(|_| !sings(Bug::PastInherited)), self.inherited.get(1)) {
+            (None, _) => index::resolve(&own, volume, range, out),
+            (Some(last), None) => index::resolve(&[own[0], own[1], &last.index], volume, range, out),
+            (Some(first), Some(last)) => {
+                index::resolve(&[own[0], own[1], &last.index, &first.index], volume, range, out);
+            }
+        }
     }
 
     /// A `sync` command: switch halves now; [`Effect::SyncDone`] with this token when all is applied.
@@ -286,9 +305,11 @@ impl Source {
         }
         self.turn_mode(effects);
         self.commit(effects);
+        self.turn_hand_over();
         self.switch_if_due(now, effects);
         self.make_frames(now, headers, effects);
         self.sync_if_due(effects);
+        self.advance_inherited(effects);
         self.advance_halves(effects);
         self.finish_copy(effects);
         self.finish_syncs(effects);
@@ -303,7 +324,7 @@ impl Source {
         let may = self.can_switch() && half.state == State::Open && self.may_age();
         let aged = half.opened_at.filter(|_| may).map(|opened| opened + self.shape.max_age);
         let paced = self.copier.as_ref().and_then(|_| self.pace.deadline(self.clock.now));
-        aged.into_iter().chain(paced).chain(self.mode_deadline()).min()
+        aged.into_iter().chain(paced).chain(self.mode_deadline()).chain(self.hand_over_deadline()).min()
     }
 
     /// Whether another side was promoted.

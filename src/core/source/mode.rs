@@ -10,6 +10,7 @@
 
 use super::super::policy::{Mode, OnDisconnect, Policy};
 use super::frames::release;
+use super::handover::HandOver;
 use super::word::Word;
 use super::{Effect, Link, Shape, Source};
 use crate::canary::{Bug, sings};
@@ -157,6 +158,8 @@ impl Source {
             OnDisconnect::Continue => {
                 self.clock.held_back = false;
                 self.clock.failing = false;
+                // The operator's word that the destination wasn't promoted.
+                self.hand_over = self.hand_over.filter(|_| self.link.is_up());
                 if !self.link.is_up() {
                     // The operator has waited long enough.
                     self.clock.word.release();
@@ -268,7 +271,7 @@ impl Source {
     }
 
     fn go_alone(&mut self) {
-        if self.clock.alone || self.clock.word.is_ending() {
+        if self.clock.alone || self.clock.word.is_ending() || self.hand_over == Some(HandOver::Sent) {
             return;
         }
         let clock = &mut self.clock;

@@ -1,13 +1,16 @@
 //! Drives the destination's core for one source: frames are received straight into the memory from which they go to
 //! the journal file and later to the images; nothing is copied in between.
 
+mod live;
 mod promote;
 mod receive;
+pub mod rejoin;
 mod staging;
 mod start;
 mod sums;
 mod warrant;
 
+use super::clients::Serve as _;
 use super::command::{Counters, DestinationCommand, DestinationStatus, HalfStatus, Promoted};
 use super::disk::Disk;
 use super::memory::Memory;
@@ -17,10 +20,12 @@ use super::source::{EngineError, failed};
 use super::zeroing::Zeroing;
 use crate::core::Place;
 use crate::core::destination::{Destination, Effect, State, StoreOp};
+use crate::core::half::Ticket;
 use crate::core::index::Segment;
 use crate::format::ids::Mark;
 use crate::limits::{BLOCK_BYTES, MAX_COPY_WINDOWS};
 use crossbeam_channel::Receiver;
+use live::Live;
 use nix::sys::eventfd::EventFd;
 use receive::Peer;
 use std::io;
@@ -31,7 +36,7 @@ use sums::Summing;
 use tokio::sync::oneshot;
 use warrant::HeardAt;
 
-pub use crate::core::destination::StagingPlan;
+pub use crate::core::destination::{StagingPlan, Unreadable};
 pub use receive::check_images;
 pub use start::{Folder, Handle, Image, spawn};
 pub use warrant::Warrant;
@@ -61,6 +66,9 @@ enum Token {
     DrainZero(Zeroing),
     DrainSync(u16),
     SumRead(usize),
+    ClientReceive(u32),
+    ClientSend(u32),
+    LiveRead(Ticket),
 }
 
 /// How an engine ended that wasn't told to stop.
@@ -68,8 +76,17 @@ enum Token {
 pub enum Ended {
     /// It was told to stop.
     Stopped,
-    /// It was promoted: here are the images, which hold everything up to the mark.
-    Promoted(Mark, Vec<Image>),
+    /// It was promoted: here are the images.
+    Promoted(Promotion, Vec<Image>),
+}
+
+/// What a promote came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promotion {
+    /// Everything up to here is held.
+    pub at: Mark,
+    /// Whether the source handed over by itself.
+    pub handed_over: bool,
 }
 
 type Waiting = oneshot::Sender<Promoted>;
@@ -82,6 +99,7 @@ struct Engine {
     state: Disk,
     staging: Disk,
     images: Vec<Image>,
+    live: Live,
     /// Questions whose ranges are being read.
     sums: [Option<Summing>; MAX_COPY_WINDOWS],
     peer: Option<Peer>,
@@ -96,6 +114,8 @@ struct Engine {
     /// Whether the promote was handed to the core, once the connection was over.
     promote_begun: bool,
     promoted: Option<Mark>,
+    /// The source asked for a promote, with nothing of it under way.
+    handed_over: bool,
     commands: Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
     stopping: bool,
@@ -109,6 +129,7 @@ impl Engine {
     fn run(mut self) -> Result<Ended, EngineError> {
         let outcome = self.serve();
         self.close_peer("the destination stops");
+        self.live.shut_down();
         self.ring.drain();
         outcome?;
         Ok(match self.promoted {
@@ -116,7 +137,7 @@ impl Engine {
                 if let Err(error) = self.staging.truncate() {
                     tracing::warn!("{error}; its room isn't given back");
                 }
-                Ended::Promoted(mark, self.images)
+                Ended::Promoted(Promotion { at: mark, handed_over: self.handed_over }, self.images)
             }
             None => Ended::Stopped,
         })
@@ -181,6 +202,9 @@ impl Engine {
                 self.core.handle_image_synced(volume);
             }
             Token::SumRead(number) => self.sum_read(number, outcome),
+            Token::ClientReceive(client) => self.client_received(client, outcome),
+            Token::ClientSend(client) => self.client_sent(client, outcome),
+            Token::LiveRead(ticket) => self.live_read(ticket, outcome),
             token => self.handle_staging(token, outcome)?,
         }
         Ok(())
@@ -212,6 +236,7 @@ impl Engine {
         self.pump_drain();
         self.pump_sums();
         self.send_reports();
+        self.pump_live();
     }
 
     fn act(&mut self, effect: Effect) {
@@ -239,6 +264,10 @@ impl Engine {
             Effect::SyncDrained(volume) => {
                 self.ring.sync(Token::DrainSync(volume), self.images[usize::from(volume)].disk.fd());
             }
+            Effect::TakeOver => {
+                tracing::info!("source {}: it hands over", self.core.superblock().name);
+                self.handed_over = true;
+            }
             Effect::Disconnect(reason) => {
                 tracing::error!("source {}: {reason}", self.core.superblock().name);
                 self.close_peer(&reason);
@@ -258,6 +287,7 @@ impl Engine {
             DestinationCommand::Peer(socket, hello, address) => self.next_peer = Some((socket, hello, address)),
             DestinationCommand::Promote { force, done } => self.promote(force, done),
             DestinationCommand::Status(answer) => drop(answer.send(self.status())),
+            DestinationCommand::Client(socket, negotiated) => self.serve_reader(socket, negotiated),
             DestinationCommand::Stop => self.stopping = true,
         }
     }
@@ -305,6 +335,8 @@ impl Engine {
         DestinationStatus {
             superblock: self.core.superblock().clone(),
             promotable: self.core.promotable(),
+            live: self.core.view().map(|view| view.mark.seq.0),
+            clients: self.live.count(),
             base_record: self.core.base().map(|mark| mark.seq.0),
             phase: staging.phase,
             staged_bytes: staging.tail - staging.head,

@@ -7,8 +7,10 @@ use crate::format::superblock::Phase;
 impl Engine {
     pub(super) fn promote(&mut self, force: bool, done: Waiting) {
         let warrant = Box::new(self.warrant());
+        let under_way = Some("a promote is under way already".to_owned());
         let refusal = match self.promote {
-            Some(_) => Some("a promote is under way already".into()),
+            Some(_) => under_way,
+            None if self.handed_over => under_way,
             None if force => None,
             None => warrant.refusal.clone(),
         };
@@ -45,7 +47,7 @@ impl Engine {
 
     /// A promote begins when nothing of the connection is under way any more; until then nothing new is acknowledged.
     pub(super) fn begin_promote(&mut self) {
-        if self.promote.is_none() || self.promote_begun {
+        if (self.promote.is_none() && !self.handed_over) || self.promote_begun {
             return;
         }
         self.fence_peer();

@@ -13,14 +13,14 @@ mod reads;
 mod report;
 mod start;
 
-use super::client::Client;
+use super::clients::{Clients, Serve as _, shut_down};
 use super::command::{Commands, Counters, LinkState, Setting, SourceCommand};
 use super::disk::Disk;
 use super::memory::{Memory, Pool};
-use super::request::Requests;
 use super::ring::Ring;
 use super::run;
 use super::zeroing::Zeroing;
+use crate::core::grains::Grains;
 use crate::core::half::Ticket;
 use crate::core::index::Segment;
 use crate::core::policy::Policy;
@@ -33,14 +33,13 @@ use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
 use peer::Peer;
 use report::Report;
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
-pub use start::{Handle, Plan, Volume, journal_bytes, spawn};
+pub use start::{Birth, Handle, Plan, Promoted, Volume, journal_bytes, spawn};
 
 /// Device writes of a flush under way while it is on time, and while it is late.
 const FLUSH_DEPTH: (u32, u32) = (4, 48);
@@ -91,15 +90,12 @@ struct Engine {
     ring: Ring<Token>,
     memory: Arc<Memory>,
     pool: Pool,
-    read_pool: Pool,
-    clients: Vec<Option<Client>>,
-    client_memory: Place,
-    /// Clients that wait for memory or for room in the queue.
-    gated: VecDeque<u32>,
-    requests: Requests,
+    clients: Clients,
     peer: Option<Peer>,
     peer_memory: Place,
-    next_peer: Option<(std::os::fd::OwnedFd, Box<crate::format::wire::Welcome>)>,
+    next_peer: Option<(std::os::fd::OwnedFd, Box<crate::format::wire::Welcome>, Option<Box<Grains>>)>,
+    /// Whoever waits for the hand-over, and since when no write is taken.
+    hand_over: Option<(Instant, oneshot::Sender<Result<Duration, String>>)>,
     journal: Disk,
     superblock_memory: Place,
     map_memory: Place,
@@ -119,8 +115,6 @@ struct Engine {
     started: Instant,
     effects: Vec<Effect>,
     pieces: Vec<(Place, u64)>,
-    /// Requests whose parts are all done.
-    finished: Vec<Ticket>,
     /// Writes whose client left in the middle of the payload.
     abandoned: Vec<(u32, Ticket, Option<super::client::Piece>)>,
     segments: Vec<Segment>,
@@ -168,9 +162,7 @@ impl Engine {
 
     /// No client hears an answer any more; the destination is told that none will.
     fn stop(&mut self) {
-        for index in 0..self.clients.len() {
-            self.kill_client(index as u32);
-        }
+        self.kill_clients();
         let patience = if self.core.handle_end() { GOODBYE } else { Duration::ZERO };
         self.stopping = Some(self.started.elapsed() + patience);
     }
@@ -181,9 +173,7 @@ impl Engine {
 
     /// Closes every socket and waits for what is still under way: its memory must not go before.
     fn drain(&mut self, failed: bool) {
-        for client in self.clients.iter_mut().flatten() {
-            shut_down(&client.socket);
-        }
+        self.clients.shut_down();
         self.close_peer("stopping");
         self.ring.drain();
         if failed {
@@ -262,15 +252,21 @@ impl Engine {
             self.effects = effects;
             settled &= !self.pump_copies();
             // What unanswerable requests give back may be what a gated client waits for.
-            settled &= !self.queue_replies() || self.gated.is_empty();
+            settled &= !self.queue_replies() || !self.clients.any_gated();
             if settled {
                 break;
             }
         }
-        self.pump_flush();
-        for index in 0..self.clients.len() {
-            self.pump_client(index as u32);
+        if !self.core.hands_over()
+            && let Some((_, done)) = self.hand_over.take()
+        {
+            let why = "given up: the destination didn't take over, its log says why; writes are taken again";
+            tracing::warn!("handing over was {why}");
+            // Nobody may be waiting any more.
+            let _ = done.send(Err(why.into()));
         }
+        self.pump_flush();
+        self.pump_clients();
         Ok(())
     }
 
@@ -282,7 +278,7 @@ impl Engine {
             Effect::WriteSuperblock(block, offset) => self.write_superblock(&block, offset),
             Effect::WriteMap(bytes, offset) => self.write_map(&bytes, offset),
             Effect::Fail(ticket) => {
-                self.requests.get(ticket).error = Some(crate::format::nbd::Errno::Io);
+                self.clients.requests.get(ticket).error = Some(crate::format::nbd::Errno::Io);
                 self.part_answered(ticket);
             }
             Effect::Mode(mode) => self.report.mode(mode, &self.core, &self.link.borrow(), self.started),
@@ -298,11 +294,13 @@ impl Engine {
                 tracing::error!(
                     "{reason}. No write is answered any more; clients' connections are closed without a reply"
                 );
-                for index in 0..self.clients.len() {
-                    self.kill_client(index as u32);
-                }
+                self.kill_clients();
                 self.close_peer(&reason);
                 self.link.send_replace(LinkState::Fenced(epoch));
+                if let Some((since, done)) = self.hand_over.take() {
+                    // Nobody may be waiting any more.
+                    let _ = done.send(Ok(since.elapsed()));
+                }
             }
             Effect::SyncDone(token) => {
                 if let Some(at) = self.syncs.iter().position(|(t, _)| *t == token) {
@@ -317,9 +315,16 @@ impl Engine {
 
     fn handle_command(&mut self, command: SourceCommand) {
         match command {
-            SourceCommand::Client(socket, negotiated) => self.add_client(socket, negotiated),
+            SourceCommand::Client(socket, negotiated) => self.serve_client(socket, negotiated),
             SourceCommand::Hello(answer) => drop(answer.send(self.core.superblock().clone())),
-            SourceCommand::Peer(socket, welcome) => self.next_peer = Some((socket, welcome)),
+            SourceCommand::Peer(socket, welcome, lacks) => self.next_peer = Some((socket, welcome, lacks)),
+            SourceCommand::HandOver(done) => match self.core.handle_hand_over() {
+                Ok(()) => {
+                    tracing::info!("handing over to the destination; no write is taken");
+                    self.hand_over = Some((Instant::now(), done));
+                }
+                Err(reason) => drop(done.send(Err(reason.into()))),
+            },
             SourceCommand::Sync(done) => {
                 self.sync_count += 1;
                 self.syncs.push((self.sync_count, done));
@@ -379,14 +384,8 @@ pub(super) fn failed(what: &str, disk: &Disk, cause: io::Error) -> EngineError {
     EngineError::Disk { what: format!("{what} ({})", disk.path().display()), cause }
 }
 
-/// Ends a connection in both directions; whatever waits on it completes.
-fn shut_down(socket: &impl AsRawFd) {
-    // ENOTCONN: the other side was faster.
-    let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
-}
-
 /// Where the dirty bitmap starts in the journal, in bytes: behind both halves.
-fn map_offset(half_bytes: u64) -> u64 {
+pub(super) fn map_offset(half_bytes: u64) -> u64 {
     journal_offset(half_bytes, 2, 0)
 }
 
