@@ -6,7 +6,7 @@ use super::super::exports::{Exports, Served, Server};
 use super::super::link::{self, Reason};
 use super::super::seat::{self, Seat, Turn};
 use super::super::source::{open_whole, shape};
-use super::super::{handshake, status};
+use super::super::{admin, handshake, status};
 use crate::core::Durability;
 use crate::core::policy::Policy;
 use crate::core::recovery::hello;
@@ -418,8 +418,8 @@ impl Mirror {
         tokio::task::spawn_blocking(move || Folder::create(&path, &hello)).await?
     }
 
-    /// Promotes, and answers when the images are served.
-    pub(super) async fn promote(&self, force: bool) -> anyhow::Result<Value> {
+    /// Promotes, and answers when the images are served. `check`: only says what it would lack.
+    pub(super) async fn promote(&self, force: bool, check: bool) -> anyhow::Result<Value> {
         let commands = match &*self.state.lock().await {
             State::Receiving { commands, .. } => commands.clone(),
             State::Promoted { exports, .. } => {
@@ -433,18 +433,22 @@ impl Mirror {
             commands.send(DestinationCommand::Status(ask))?;
             answer.await.ok()
         };
+        if check {
+            let status = before.context("the engine is between two states")?;
+            return Ok(json!({ "source": self.name, "warrant": status::warrant::describe(&status.warrant) }));
+        }
         let (ask, done) = oneshot::channel();
         commands.send(DestinationCommand::Promote { force, done: ask })?;
-        let mark = done
-            .await
-            .context("the engine ended in the middle of the promote; see the log")?
-            .map_err(anyhow::Error::msg)?;
+        let promoted = done.await.context("the engine ended in the middle of the promote; see the log")?;
+        let warrant = status::warrant::describe(&promoted.warrant);
+        let refused = |reason| admin::Refusal { reason, data: json!({ "warrant": warrant }) };
+        let mark = promoted.outcome.map_err(refused)?;
         loop {
             match &*self.state.lock().await {
                 State::Promoted { superblock, exports, .. } => {
                     return Ok(json!({
                         "source": self.name, "epoch": superblock.epoch.0, "last_record": mark.seq.0, "exports": exports.join(", "),
-                        "note": before.and_then(|status| served(&status, mark.seq.0)),
+                        "note": before.and_then(|status| served(&status, mark.seq.0)), "warrant": warrant,
                     }));
                 }
                 State::Failed(reason) => {
@@ -516,6 +520,7 @@ impl Mirror {
             "base_record": status.base_record, "phase": phase, "staged_bytes": status.staged_bytes,
             "staging_limit_bytes": status.staging_limit_bytes, "staging_trouble": status.staging_trouble,
             "heard_unix_s": status.heard_unix_s, "source_alone": status.source_alone, "answered_record": status.answered_record,
+            "warrant": status::warrant::describe(&status.warrant),
             "received_bytes": counters.written_bytes, "stored_bytes": counters.journal_bytes,
             "applied_bytes": counters.flushed_bytes, "journal_writes": counters.journal_writes,
             "halves": status::halves(&status.halves), "volumes": self.volumes(Some(superblock)),

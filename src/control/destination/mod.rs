@@ -166,11 +166,11 @@ impl Handler for Daemon {
                 Request::Verify { .. } => bail!("this is a destination: verify is for the source's admin socket"),
                 Request::Switchover { source } => self.mirror(source.as_deref())?.switchover().await,
                 Request::Rejoin { source, discard } => self.mirror(source.as_deref())?.rejoin(discard).await,
-                Request::Promote { source, force } => {
+                Request::Promote { source, force, check } => {
                     let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.name() == source) else {
                         bail!("this destination knows no source \"{source}\", only {}", self.names());
                     };
-                    mirror.promote(force).await
+                    mirror.promote(force, check).await
                 }
             }
         })

@@ -1,6 +1,7 @@
 mod live;
 mod resync;
 mod staging;
+mod warrant;
 mod world;
 
 use super::*;
@@ -12,6 +13,7 @@ use crate::format::ids::{Digest, Epoch, Fill, Id};
 use crate::format::superblock::{Role, Volume};
 use crate::format::wire::Signal;
 use crate::limits::BLOCK_BYTES;
+use std::time::Duration;
 
 const HALF: u64 = 64 * BLOCK_BYTES as u64;
 const PLAN: StagingPlan = StagingPlan { limit_bytes: 4 * HALF, best_effort: false };
@@ -50,7 +52,7 @@ impl Rig {
 
     fn connect(&mut self) -> Welcome {
         let welcome = self.core.welcome(&superblock(Role::Source)).unwrap();
-        self.core.handle_connected();
+        self.core.handle_connected(Duration::ZERO);
         welcome
     }
 
@@ -75,7 +77,7 @@ impl Rig {
         let mut rescan = |before: Mark, until: Mark| {
             recovery::rescan(&[&halves[0][..], &halves[1]], Id([1; 16]), before, until, Place(0))
         };
-        self.core.handle_signal(signal, &mut rescan, &mut self.effects)
+        self.core.handle_signal(Duration::ZERO, signal, &mut rescan, &mut self.effects)
     }
 
     /// The next frame of a fill, of one trim record; nothing is handed over yet.

@@ -239,7 +239,7 @@ fn prepare(
         sync_count: 0,
         report: Report::default(),
         copies: Vec::new(),
-        stopping: false,
+        stopping: None,
         counters: Counters::default(),
         started: Instant::now(),
         effects: Vec::new(),

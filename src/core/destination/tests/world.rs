@@ -16,6 +16,7 @@ use crate::format::superblock::{Role, Volume};
 use crate::format::wire::Signal;
 use crate::limits::{BLOCK_BYTES, DRAIN_BYTES};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 pub const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The smallest half that a state may name.
@@ -131,6 +132,8 @@ pub struct World {
     pub last: Mark,
     pub position: u64,
     pub volume: Contents,
+    /// What time it is.
+    pub now: Duration,
 }
 
 /// What is slow.
@@ -199,6 +202,7 @@ impl World {
             last,
             position,
             volume: vec![0; BLOCKS],
+            now: Duration::ZERO,
         })
     }
 
@@ -215,7 +219,7 @@ impl World {
     pub fn connect(&mut self) -> Welcome {
         let welcome = self.core.welcome(&superblock(Role::Source)).unwrap();
         if welcome.verdict == Verdict::Welcome {
-            self.core.handle_connected();
+            self.core.handle_connected(self.now);
         }
         welcome
     }
@@ -226,7 +230,7 @@ impl World {
             let half = Place(until.fill.half() as u64 * HALF);
             recovery::rescan(&[&memory[0][..], &memory[1]], SOURCE, before, until, half)
         };
-        self.core.handle_signal(signal, &mut rescan, &mut self.effects)
+        self.core.handle_signal(self.now, signal, &mut rescan, &mut self.effects)
     }
 
     /// The source writes a byte to a block, and the frame arrives.
