@@ -18,8 +18,8 @@ fn works(durability: &str) {
     let ext4 = Ext4::make(&device.path, &mirror.plan.path("mnt"));
 
     let mut fio = Command::new("fio");
-    fio.args(["--name=verify", "--rw=randwrite", "--bs=4k", "--size=24M", "--ioengine=libaio", "--iodepth=8"]);
-    fio.args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--fsync=64", "--randseed=7"]);
+    fio.args(["--name=verify", "--rw=randwrite", "--bs=4k", "--size=4M", "--ioengine=libaio", "--iodepth=8"]);
+    fio.args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--fsync=32", "--randseed=7"]);
     fio.args(["--direct=1", "--output-format=terse"]).arg(format!("--directory={}", ext4.path.display()));
     fio.current_dir(mirror.plan.dir.path());
     finish(fio, Duration::from_secs(300)).success();

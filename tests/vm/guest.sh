@@ -19,7 +19,7 @@ ip link set lo up 2>/dev/null || ifconfig lo up
 cp "$tests" "$disk/tests"
 cp "$program" "$disk/nbd-mirror"
 
-echo "guest: Linux $(uname -r), $(nproc) CPUs, $(sed -n 's/MemTotal: *//p' /proc/meminfo)"
+echo "guest: Linux $(uname -r), $(nproc) CPUs, $(sed -n "s/MemTotal: *//p" /proc/meminfo), ready after $(cut -d" " -f1 /proc/uptime) s"
 export TMPDIR="$disk" NBD_MIRROR_BIN="$disk/nbd-mirror" NBD_MIRROR_VM_RESULTS="$results" RUST_BACKTRACE=1
 status=0
 "$disk/tests" --include-ignored --test-threads=1 --nocapture "$@" || status=$?
