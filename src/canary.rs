@@ -45,11 +45,21 @@ pub enum Bug {
     RestartVolatile,
     /// A source that ended in step goes on alone after a start, though its destination may have been promoted.
     AloneAfterStart,
+    /// A promoted image's reads look past what isn't applied yet.
+    PastInherited,
+    /// What is served of a promoted image is flushed before what the promote left unapplied.
+    FlushBeforeInherited,
+    /// Live reads go past the index to the device while a fill is being applied.
+    LiveFromDevice,
+    /// What a live read got from the image counts, though a later fill was written there meanwhile.
+    LiveUnchecked,
+    /// Live reads go on after a start that can't know which fills are complete.
+    LiveAfterStart,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 19] = [
+    pub const ALL: [Bug; 24] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -69,6 +79,11 @@ impl Bug {
         Bug::AppendUnsynced,
         Bug::RestartVolatile,
         Bug::AloneAfterStart,
+        Bug::PastInherited,
+        Bug::FlushBeforeInherited,
+        Bug::LiveFromDevice,
+        Bug::LiveUnchecked,
+        Bug::LiveAfterStart,
     ];
 }
 

@@ -36,6 +36,10 @@ pub const READ_MEMORY_BYTES: usize = 96 << 20;
 pub const RECEIVE_MEMORY_BYTES: usize = 64 << 20;
 /// NBD connections of one engine.
 pub const MAX_CLIENTS: usize = 256;
+/// NBD connections that read one source's images while they are mirrored.
+pub const MAX_LIVE_CLIENTS: usize = 64;
+/// Memory for replies to them, in bytes.
+pub const LIVE_READ_BYTES: usize = 40 << 20;
 /// The receive buffer of one NBD connection, in bytes.
 pub const CLIENT_BUFFER_BYTES: usize = 64 << 10;
 /// Requests under way over all connections of one engine.
@@ -71,6 +75,7 @@ const _: () = {
     assert!(MAX_FRAMES_IN_FLIGHT < MAX_BOUNDARIES);
     // Whole requests wait for memory; so the largest must fit beside another.
     assert!(READ_MEMORY_BYTES >= 2 * MAX_REQUEST_BYTES);
+    assert!(LIVE_READ_BYTES >= MAX_REQUEST_BYTES + 8 * CHUNK_BYTES);
     assert!(MAX_GRAIN_BYTES as u64 <= COPY_WINDOW_BYTES && GRAIN_BYTES <= MAX_GRAIN_BYTES);
     // A segment of the staging log holds a frame at least.
     assert!(DRAIN_BYTES >= 2 * MAX_FRAME_BYTES as u64);

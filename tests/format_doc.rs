@@ -5,6 +5,7 @@ use std::path::Path;
 
 use nbd_mirror::format::frame::{FLAG_SYNC, Header, Kind, RECORD_FUA, Record};
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
+use nbd_mirror::format::kept::{FRAMES_OFFSET, Kept};
 use nbd_mirror::format::map;
 use nbd_mirror::format::superblock::{Phase, Role, Staging, Superblock, Volume, encode_claim};
 use nbd_mirror::format::wire::{REPORT_BYTES, Report, Signal, Sum, Verdict, Welcome, encode_hello};
@@ -94,7 +95,7 @@ fn assert_preamble(tables: &HashMap<String, Table>, block: &[u8], magic: &str, f
     let table = &tables["Preamble"];
     assert_eq!(table.raw(block, "magic"), magic.as_bytes());
     assert!(document().contains(&format!("| `{magic}` |")), "{magic} isn't in the list of magics");
-    assert_eq!((table.number(block, "version"), table.number(block, "flags")), (2, flags));
+    assert_eq!((table.number(block, "version"), table.number(block, "flags")), (3, flags));
     assert_checksum(table, block);
 }
 
@@ -120,6 +121,7 @@ fn the_superblock_is_as_documented() {
         role: Role::Source,
         generation: 101,
         source: Id(*b"0123456789abcdef"),
+        lineage: Id(*b"fedcba9876543210"),
         name: "alpha".into(),
         half_bytes: 8 << 20,
         epoch: Epoch(102),
@@ -163,6 +165,7 @@ fn the_superblock_is_as_documented() {
         assert!(document().contains(said) && said.contains(&number.to_string()), "{phase:?} is {number}");
     }
     assert_eq!(table.raw(&*block, "source"), b"0123456789abcdef");
+    assert_eq!(table.raw(&*block, "lineage"), b"fedcba9876543210");
     assert_eq!(table.text(&*block, "name"), "alpha");
     for (field, expected) in [
         ("generation", 101),
@@ -282,6 +285,36 @@ fn the_frame_is_as_documented() {
         assert_eq!(found, [1000, 2000, 3000].map(|base| base + n as u64));
         assert_eq!(["volume", "kind", "flags"].map(|field| entry.number(raw, field)), [7, 3, 4]);
     }
+}
+
+#[test]
+fn the_kept_file_is_as_documented() {
+    let tables = tables();
+    let volume = Volume { name: "vol0".into(), size_bytes: 1 << 20, block_bytes: 512 };
+    let source = Id(*b"0123456789abcdef");
+    let kept = Kept {
+        superblock: Superblock::first(Role::Source, source, "alpha", 8 << 20, Epoch(1), vec![volume]),
+        discarded_by: Epoch(101),
+        mark: mark(102),
+        exact: true,
+        common: Seq(105),
+        kept_unix_s: 106,
+        contents_bytes: 107 * BLOCK_BYTES as u64,
+        journal_bytes: 108 * BLOCK_BYTES as u64,
+    };
+    let [head, superblock] = kept.encode();
+    let table = &tables["Kept head"];
+    assert_eq!((table.bytes, FRAMES_OFFSET), (BLOCK_BYTES, 8192));
+    assert_preamble(&tables, &*head, "NBDMKEPT", 1);
+    assert_preamble(&tables, &*Kept { exact: false, ..kept.clone() }.encode()[0], "NBDMKEPT", 0);
+    assert_preamble(&tables, &*superblock, "NBDMKSUP", 0);
+    assert_eq!(tables["Superblock"].text(&*superblock, "name"), "alpha");
+    table.assert_rest_is_zero(&*head);
+    assert_eq!(table.raw(&*head, "source"), b"0123456789abcdef");
+    assert_mark(&tables, table.raw(&*head, "mark"), 102);
+    let found = ["discarded_by", "kept_at", "contents_bytes", "journal_bytes", "common"];
+    let blocks = |n: u64| n * BLOCK_BYTES as u64;
+    assert_eq!(found.map(|field| table.number(&*head, field)), [101, 106, blocks(107), blocks(108), 105]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The tables of docs/recovery.md are those that the program decides by.
 
 use nbd_mirror::core::recovery::table::{Row, markdown};
-use nbd_mirror::core::recovery::{chain, destination_start, hello, source_start, welcome};
+use nbd_mirror::core::recovery::{chain, destination_start, hello, reach, source_start, welcome};
 use std::path::Path;
 
 fn assert_shown<R: Row>(section: &str) {
@@ -36,4 +36,9 @@ fn a_hello_is_answered_as_documented() {
 #[test]
 fn a_welcome_is_taken_as_documented() {
     assert_shown::<welcome::Row>("The source takes a welcome");
+}
+
+#[test]
+fn a_fenced_source_tells_what_differs_as_documented() {
+    assert_shown::<reach::Row>("What differs at a fenced source");
 }

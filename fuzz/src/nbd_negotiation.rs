@@ -6,6 +6,8 @@
 use super::structured::{Encode, List};
 use arbitrary::{Arbitrary, Unstructured};
 use nbd_mirror::control::negotiate::{Export, NegotiationError, negotiate};
+use nbd_mirror::format::ids::{Epoch, Id};
+use nbd_mirror::format::nbd::identity::{Identity, Role, VolumeId};
 use nbd_mirror::format::nbd::options::*;
 use nbd_mirror::format::nbd::{ExportShape, Negotiated};
 use std::io;
@@ -47,6 +49,7 @@ const NAMES: [&str; 6] = ["vol0", "", "é/ü", "base:allocation", "base:", "noth
 /// The exports that the number stands for: none to three.
 fn exports(number: u8) -> Vec<Export> {
     let shape = ExportShape { size_bytes: 1 << 20, block_bytes: 512, read_only: false };
+    let identity = Identity { volume: VolumeId::of(Id([1; 16]), "vol0"), epoch: Epoch(1), role: Role::Primary };
     let shapes = [
         shape,
         ExportShape { size_bytes: 0, block_bytes: 4096, read_only: true },
@@ -56,7 +59,7 @@ fn exports(number: u8) -> Vec<Export> {
         .iter()
         .zip(shapes)
         .take(usize::from(number % 4))
-        .map(|(name, shape)| Export { name: (*name).into(), shape })
+        .map(|(name, shape)| Export { name: (*name).into(), shape, identity, refusal: None })
         .collect()
 }
 

@@ -2,6 +2,7 @@
 
 mod daemon;
 pub mod demo;
+mod inspect;
 mod promote;
 mod set;
 mod status;
@@ -61,6 +62,8 @@ enum Verb {
     Verify(verify::VerifyArgs),
     /// Make a source's images writable and serve them here (at a destination)
     Promote(promote::PromoteArgs),
+    /// Look into what a fenced source discarded, or into a journal
+    Inspect(inspect::InspectArgs),
     /// Run both daemons on local files, kill the source, promote, and check that no write is lost
     Demo {
         /// Keep the files in this folder instead of a temporary one
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
         Verb::Set(args) => set::run(&args),
         Verb::Verify(args) => verify::run(&args),
         Verb::Promote(args) => promote::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
         Verb::Demo { dir } => demo::run(dir),
     };
     match done {
@@ -163,6 +167,9 @@ mod tests {
             "verify --admin /run/a --repair --json",
             "promote --admin /run/a alpha",
             "promote --admin /run/a alpha --force",
+            "inspect discarded-by-epoch-2.journal",
+            "inspect alpha.journal --json --covering vol0:4096",
+            "inspect alpha.journal --record c17 --output bytes",
             "demo",
             "demo --dir /tmp/d",
         ] {
@@ -181,6 +188,10 @@ mod tests {
             "status --admin /a --json --watch",
             "set --admin /a",
             "set --admin /a durability=flush",
+            "inspect",
+            "inspect a --record x",
+            "inspect a --covering vol0",
+            "inspect a --output b",
             "set --admin /a on_disconnect=panic",
             "set --admin /a timeout=0s",
         ] {

@@ -2,11 +2,15 @@
 
 use super::listen::{Listener, Stream};
 use super::negotiate::{Export, negotiate};
-use crate::engine::command::{Commands, SourceCommand};
+use crate::engine::command::{Commands, DestinationCommand, SourceCommand, Unavailable};
+use crate::engine::destination::Unreadable;
+use crate::format::nbd::identity::Identity;
 use crate::format::nbd::{ExportShape, Negotiated};
 use anyhow::Context as _;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// An export and the engine that serves it.
 #[derive(Debug, Clone)]
@@ -15,10 +19,38 @@ pub struct Served {
     pub name: String,
     /// Its size and blocks.
     pub shape: ExportShape,
+    /// Which volume it is, in which epoch.
+    pub identity: Identity,
     /// The engine.
-    pub commands: Commands<SourceCommand>,
+    pub server: Server,
     /// Which of the engine's volumes it is.
     pub volume: usize,
+}
+
+/// An engine that serves clients.
+#[derive(Debug, Clone)]
+pub enum Server {
+    /// A source's.
+    Source(Commands<SourceCommand>),
+    /// A destination's, which lets its images be read while nothing is in the way.
+    Image(Commands<DestinationCommand>, watch::Receiver<Option<Unreadable>>),
+}
+
+impl Server {
+    /// Why it would take no client now.
+    fn refusal(&self) -> Option<String> {
+        match self {
+            Server::Source(_) => None,
+            Server::Image(_, refusal) => refusal.borrow().map(|reason| reason.to_string()),
+        }
+    }
+
+    fn take(&self, socket: OwnedFd, negotiated: Negotiated) -> Result<(), Unavailable> {
+        match self {
+            Server::Source(commands) => commands.send(SourceCommand::Client(socket, negotiated)),
+            Server::Image(commands, _) => commands.send(DestinationCommand::Client(socket, negotiated)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +73,12 @@ impl Exports {
         let name = export.name.clone();
         state.served.push(export);
         name
+    }
+
+    /// Takes exports away again.
+    pub fn remove(&self, names: &[String]) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.served.retain(|served| !names.contains(&served.name));
     }
 
     /// From now on connections are closed without a word: a client that gets no refusal tries the next server.
@@ -76,11 +114,16 @@ pub async fn serve(listener: Listener, exports: Exports) {
 
 async fn admit(mut stream: Stream, exports: Exports) -> anyhow::Result<()> {
     let Some(served) = exports.snapshot() else { return Ok(()) };
-    let offered: Vec<Export> =
-        served.iter().map(|served| Export { name: served.name.clone(), shape: served.shape }).collect();
+    let offer = |served: &Served| Export {
+        name: served.name.clone(),
+        shape: served.shape,
+        identity: served.identity,
+        refusal: served.server.refusal(),
+    };
+    let offered: Vec<Export> = served.iter().map(offer).collect();
     let Some(negotiated) = negotiate(&mut stream, &offered).await? else { return Ok(()) };
     let served = served.get(negotiated.export).context("the negotiated export doesn't exist")?;
     let socket = stream.into_owned_fd()?;
     let negotiated = Negotiated { export: served.volume, ..negotiated };
-    served.commands.send(SourceCommand::Client(socket, negotiated)).context("the client can't be served")
+    served.server.take(socket, negotiated).context("the client can't be served")
 }

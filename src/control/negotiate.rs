@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
+use crate::format::nbd::identity::Identity;
 use crate::format::nbd::options::*;
 use crate::format::nbd::{ExportShape, META_BASE_ALLOCATION_ID, Negotiated};
 
@@ -33,6 +34,10 @@ pub struct Export {
     pub name: String,
     /// Its size and what it permits.
     pub shape: ExportShape,
+    /// Which volume it is, told to who asks for a description.
+    pub identity: Identity,
+    /// Why nobody may have it now.
+    pub refusal: Option<String>,
 }
 
 /// Why a handshake failed. The connection is to be closed: what follows on it can't be told apart from garbage.
@@ -218,7 +223,7 @@ impl<'a> Session<'a> {
 
     fn export_name(&self, data: &[u8]) -> Result<(Vec<u8>, Next), NegotiationError> {
         let name = String::from_utf8_lossy(data);
-        let export = self.find(&name).map_err(|refusal| NegotiationError::UnknownExport(refusal.message))?;
+        let export = self.choose(&name).map_err(|refusal| NegotiationError::UnknownExport(refusal.message))?;
         let reply = export_name_reply(&self.exports[export].shape, self.structured, self.no_zeroes);
         Ok((reply, Next::Transmit(self.negotiated(export))))
     }
@@ -242,11 +247,14 @@ impl<'a> Session<'a> {
     /// Answers an INFO or a GO, and returns the export.
     fn info(&self, data: &[u8], replies: &mut Replies) -> Result<usize, Refusal> {
         let request = InfoRequest::parse(data)?;
-        let index = self.find(request.name)?;
+        let index = self.choose(request.name)?;
         let export = &self.exports[index];
         replies.info_export(&export.shape, self.structured);
         if request.kinds.contains(&INFO_NAME) {
             replies.info_name(&export.name);
+        }
+        if request.kinds.contains(&INFO_DESCRIPTION) {
+            replies.info_description(&export.identity);
         }
         // Unasked, too: a client that ignores it loses nothing, and one that forgot to ask learns what to keep to.
         replies.info_block_size(&export.shape);
@@ -296,6 +304,19 @@ impl<'a> Session<'a> {
         let there_are = if names.is_empty() { "there are none".to_owned() } else { names.join(", ") };
         let name: String = name.chars().take(MAX_SHOWN_CHARS).collect();
         Err(Refusal { kind: REP_ERR_UNKNOWN, message: format!("no export is named {name:?}; exports: {there_are}") })
+    }
+
+    /// The export of that name, if it can be had now.
+    fn choose(&self, name: &str) -> Result<usize, Refusal> {
+        let index = self.find(name)?;
+        let Export { name, refusal, .. } = &self.exports[index];
+        match refusal {
+            None => Ok(index),
+            Some(reason) => Err(Refusal {
+                kind: REP_ERR_UNKNOWN,
+                message: format!("export {name:?} can't be served now: {reason}"),
+            }),
+        }
     }
 
     fn negotiated(&self, export: usize) -> Negotiated {

@@ -2,7 +2,7 @@
 
 use super::admin::{self, Answer, Handler, Request};
 use super::config::{Durability as Configured, OnDisconnect, SourceConfig, check_timeout, format_duration};
-use super::exports::{self, Exports, Served};
+use super::exports::{self, Exports, Served, Server};
 use super::link::{self, Reason};
 use super::signals::Signals;
 use super::{listen, metrics, notify, status};
@@ -10,9 +10,9 @@ use crate::core::Durability;
 use crate::core::policy::{Mode, Policy};
 use crate::engine::command::{Commands, LinkState, Setting, SourceCommand, SourceStatus};
 use crate::engine::disk::Disk;
-use crate::engine::source::{self as engine, Plan, Volume};
-use crate::format::ids::Epoch;
+use crate::engine::source::{self as engine, Birth, Plan, Volume};
 use crate::format::nbd::ExportShape;
+use crate::format::nbd::identity::{Identity, Role, VolumeId};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -44,7 +44,7 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
         journal: config.journal.path.clone(),
         journal_bytes: config.journal.size_bytes,
         volumes,
-        epoch: Epoch(1),
+        birth: Birth::First,
         init,
     };
     let engine::Handle { commands, link, mut ended } = tokio::task::spawn_blocking(|| engine::spawn(plan)).await??;
@@ -68,9 +68,20 @@ async fn serve(
     ended: &mut oneshot::Receiver<Result<(), engine::EngineError>>,
     signals: &mut Signals,
 ) -> anyhow::Result<()> {
+    let (ask, answer) = oneshot::channel();
+    commands.send(SourceCommand::Hello(ask))?;
+    let superblock = answer.await.context("the engine has ended")?;
     let exports = Exports::default();
     for (index, (volume, shape)) in config.volumes.iter().zip(shapes).enumerate() {
-        let served = Served { name: volume.name.clone(), shape, commands: commands.clone(), volume: index };
+        let id = VolumeId::of(superblock.source, &volume.name);
+        let identity = Identity { volume: id, epoch: superblock.epoch, role: Role::Primary };
+        let served = Served {
+            name: volume.name.clone(),
+            shape,
+            identity,
+            server: Server::Source(commands.clone()),
+            volume: index,
+        };
         exports.add(&config.name, served);
     }
     let reason = Reason::default();

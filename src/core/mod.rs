@@ -14,6 +14,7 @@ pub mod index;
 pub mod pace;
 pub mod policy;
 pub mod recovery;
+pub mod rejoin;
 pub mod source;
 
 /// A byte's position in the engine's memory. What is there is the engine's business.

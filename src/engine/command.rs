@@ -3,6 +3,7 @@
 //! Commands go in over a bounded channel and an eventfd; answers come back over tokio's oneshot and watch, whose
 //! senders never block.
 
+use crate::core::destination::Unreadable;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
 use crate::format::ids::{Epoch, Mark};
 use crate::format::nbd::Negotiated;
@@ -102,6 +103,8 @@ pub struct PeerStatus {
 pub enum DestinationCommand {
     /// A source introduced itself.
     Peer(OwnedFd, Box<Superblock>, String),
+    /// Let this client read an image; the handshake is done.
+    Client(OwnedFd, Negotiated),
     /// Raise the epoch, apply all that is stored, and end. An `Err` says why not.
     Promote {
         /// Even though the source is connected, or the image isn't whole.
@@ -250,6 +253,10 @@ pub struct DestinationStatus {
     pub superblock: Superblock,
     /// Whether a promote would give a consistent image.
     pub promotable: bool,
+    /// The last record that who reads an image sees; or why nobody may.
+    pub live: Result<u64, Unreadable>,
+    /// Clients that read the images.
+    pub clients: usize,
     /// The last record of that image, where it is an earlier state than what is held: during a resync.
     pub base_record: Option<u64>,
     /// Where complete fills go.

@@ -8,14 +8,18 @@
 //! - `disk`: opening, locking and preallocating files and devices.
 //! - `run`: runs of a flush, an apply or a drain go to a device.
 //! - `zeroing`: ranges become zeros, by whatever way the device has.
-//! - `client`, `request`: NBD connections and what they ask for.
+//! - `kept`: what a fenced source discards is written to a file.
+//! - `clients`, `client`, `request`: NBD connections and what they ask for. `extents`: the answer to BLOCK_STATUS.
 //! - `sums`: the checksums by which both sides compare blocks.
 //! - `source`, `destination`: the two drivers of the core.
 
 mod client;
+mod clients;
 pub mod command;
 pub mod destination;
 pub mod disk;
+mod extents;
+pub mod kept;
 pub mod memory;
 mod request;
 pub mod ring;

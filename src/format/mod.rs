@@ -7,6 +7,7 @@ pub mod block;
 pub mod checksum;
 pub mod frame;
 pub mod ids;
+pub mod kept;
 pub mod map;
 pub mod nbd;
 pub mod superblock;

@@ -99,6 +99,9 @@ pub struct Superblock {
     pub generation: u64,
     /// The source's identity, made with its journal.
     pub source: Id,
+    /// The identity of the first source of these volumes: it stays the same over all promotes, of which each makes a source
+    /// of its own.
+    pub lineage: Id,
     /// The source's name.
     pub name: String,
     /// Bytes of one half.
@@ -122,7 +125,8 @@ pub struct Superblock {
     /// Bytes of the volumes that one bit of the source's dirty bitmap stands for.
     pub grain_bytes: u32,
     /// Boundaries of this source's history that its journal no longer reaches back to, but that the destination may be at:
-    /// the dirty bitmap covers all that came behind the first of them. Oldest first, at most [`MAX_KNOWN_MARKS`].
+    /// the dirty bitmap covers all that came behind the first of them. Oldest first, at most [`MAX_KNOWN_MARKS`]. At a promoted
+    /// destination: the last boundary that it held.
     pub known: Vec<Mark>,
     /// A destination's staging log.
     pub staging: Staging,
@@ -163,6 +167,7 @@ struct RawSuperblock {
     staging_base: RawMark,
     known: [RawMark; MAX_KNOWN_MARKS],
     volumes: [RawVolume; MAX_VOLUMES],
+    lineage: Id,
 }
 
 const USED: usize = size_of::<RawSuperblock>();
@@ -194,6 +199,7 @@ impl Superblock {
             role,
             generation: 1,
             source,
+            lineage: source,
             name: name.to_owned(),
             half_bytes,
             epoch,
@@ -260,6 +266,7 @@ impl Superblock {
             staging_base: self.staging.base.into(),
             known,
             volumes,
+            lineage: self.lineage,
         };
         let mut block = Box::new([0; BLOCK_BYTES]);
         block[..USED].copy_from_slice(raw.as_bytes());
@@ -326,6 +333,7 @@ impl Superblock {
             role,
             generation: raw.generation.get(),
             source: raw.source,
+            lineage: raw.lineage,
             name: unpack(&raw.name)?,
             half_bytes,
             epoch: Epoch(raw.epoch.get()),

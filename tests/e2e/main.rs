@@ -19,6 +19,7 @@ mod demo;
 mod disk_faults;
 mod harness;
 mod harness_check;
+mod inspect;
 mod kills;
 mod multi;
 mod power_cuts;

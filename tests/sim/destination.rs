@@ -1,11 +1,14 @@
 //! Drives a destination's core as the engine does, on disks that fail.
 
+mod live;
+
 use crate::content::{BLOCK, LogPiece, SECTOR, Shelf, Vault, Word, sum};
 use crate::context::Context;
 use crate::disk::{Crash, Disk, Ended, Faults, Io};
 use crate::link::{Link, Message};
 use crate::rare::Rare;
 use crate::source::{DEPTH, LOG, SUPERBLOCKS, VOLUMES, newest, torn_tail};
+use live::LiveRead;
 use nbd_mirror::core::Place;
 use nbd_mirror::core::destination::{Ask, Destination, Effect, StagingPlan, State, StoreOp, Written};
 use nbd_mirror::core::flush::FlushOp;
@@ -19,6 +22,7 @@ use nbd_mirror::format::ids::Mark;
 use nbd_mirror::format::superblock::{Phase, Role, Superblock};
 use nbd_mirror::format::wire::{Report, Signal, Sum, Verdict};
 use nbd_mirror::limits::BLOCK_BYTES;
+use std::collections::HashSet;
 
 /// Names an operation under way.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +45,8 @@ pub enum Op {
     Drain,
     DrainSync(u16),
     Sum(usize),
+    /// A client's read of an image.
+    Live(usize),
 }
 
 /// A question whose range is being read.
@@ -73,6 +79,11 @@ pub struct DestinationNode {
     drain: Vec<Word>,
     sums: Vec<Option<Summing>>,
     answers: Vec<(u64, Vec<Sum>)>,
+    live: Vec<Option<LiveRead>>,
+    live_answers: Vec<live::Answer>,
+    /// The newest boundary that was shown to a reader, and all that ever could be.
+    shown: Mark,
+    signalled: HashSet<u64>,
     /// A frame's place in memory is its place in its half.
     memory: [Vec<Word>; 2],
     effects: Vec<Effect>,
@@ -99,6 +110,10 @@ impl DestinationNode {
             drain: Vec::new(),
             sums: Vec::new(),
             answers: Vec::new(),
+            live: Vec::new(),
+            live_answers: Vec::new(),
+            shown: Mark::default(),
+            signalled: HashSet::new(),
             memory: [Vec::new(), Vec::new()],
             effects: Vec::new(),
             pieces: Vec::new(),
@@ -126,7 +141,7 @@ impl DestinationNode {
         }
         let shelf = Shelf { halves: [&self.memory[0], &self.memory[1]], vault: &cx.vault };
         let recovered = if superblock.promoted {
-            // The images are served as they are, and nobody looks at the journal files any more.
+            // The images are served, and whoever serves them looks into the journal files; nobody writes to them any more.
             Recovered { end: superblock.clean, ..Recovered::default() }
         } else {
             recovery::recover(&shelf, superblock.source, superblock.clean, superblock.whole)?
@@ -138,8 +153,8 @@ impl DestinationNode {
         });
         cx.met.count_if(torn_tail(&shelf, &superblock, &recovered), Rare::DestinationTornTail);
         // The crash came after the promote's last write: the images are served as they are.
-        self.promoted = superblock.promoted.then_some(superblock.clean);
-        self.loose_ends = recovered.loose_ends(superblock.half_bytes).collect();
+        self.promoted = superblock.promoted.then(|| superblock.known[0]);
+        self.loose_ends = recovered.loose_ends(superblock.half_bytes).filter(|_| !superblock.promoted).collect();
         if superblock.staging.phase == Phase::Direct {
             // What it holds was brought to the images, or never counted.
             self.io.disks[LOG].truncate();
@@ -172,6 +187,7 @@ impl DestinationNode {
         (self.settling, self.promoting) = (false, false);
         self.sums.clear();
         self.answers.clear();
+        self.live.clear();
         self.io.crash(how, &mut cx.rng);
         (self.core, self.starting) = (None, None);
         self.promoted = None;
@@ -251,6 +267,7 @@ impl DestinationNode {
             Op::Drain => core.handle_drained(),
             Op::DrainSync(volume) => core.handle_drain_synced(volume),
             Op::Sum(number) => self.summed(number, cx),
+            Op::Live(number) => self.end_live(number, cx),
         }
         Ok(true)
     }
@@ -356,12 +373,20 @@ impl DestinationNode {
         }
         match signal {
             Signal::Resume { .. } | Signal::Settle { .. } => {
+                if let Signal::Settle { common } = signal {
+                    self.signalled.insert(common.digest.0);
+                }
                 self.settling = matches!(signal, Signal::Settle { .. });
                 cx.met.count_if(ahead, Rare::DestinationAhead);
                 cx.met.count_if(dropped_from.is_some(), Rare::DestinationDroppedPartOfFill);
             }
             Signal::Restart { .. } => self.settling = false,
-            Signal::Sync { last, .. } => cx.met.count_if(last.fill <= applied, Rare::SignalAgain),
+            Signal::Sync { last, .. } => {
+                // One before it is complete as well.
+                let sealed = core.halves().iter().filter(|half| half.state == State::Sealed);
+                self.signalled.extend(sealed.map(|half| half.last.digest.0));
+                cx.met.count_if(last.fill <= applied, Rare::SignalAgain);
+            }
             Signal::Ping { .. } | Signal::Ask { .. } => {}
         }
         true

@@ -1,14 +1,14 @@
 //! What if? Questions that are asked of copies, so that the world goes on as if nothing had been asked.
 
-use crate::content::{LogPiece, SECTOR, Shelf, rot as flip_bit};
+use crate::content::{LogPiece, SECTOR, Shelf, Vault, rot as flip_bit};
 use crate::context::Context;
 use crate::destination::{DestinationNode, scan};
 use crate::disk::{Crash, Disk, Faults};
 use crate::link::Link;
-use crate::model::Model;
+use crate::model::{Model, Volumes};
 use crate::pair::Pair;
 use crate::rare::Rare;
-use crate::source::{LOG, MAP, SUPERBLOCKS, VOLUMES, load_map, newest};
+use crate::source::{Estate, LOG, MAP, SUPERBLOCKS, VOLUMES, load_map, newest};
 use nbd_mirror::core::Place;
 use nbd_mirror::core::recovery::staged::{Entry as LogEntry, Walk};
 use nbd_mirror::core::recovery::{self, Found, Halves};
@@ -79,11 +79,42 @@ pub fn check_promoted(
         model.check_there(mark.digest, power);
         cx.met.count_if(!model.complete_there(mark.digest), Rare::DestinationLostUnpromised);
     }
+    let images = inherited_images(mirror, &cx.vault);
     for (volume, expected) in model.state(mark.digest).iter().enumerate() {
-        let image = mirror.io.disks[VOLUMES + volume].stable();
+        let image = &images[volume];
         let differs = image.iter().zip(expected).position(|(a, b)| a != b);
         assert_eq!(differs, None, "image {volume} isn't the order's prefix up to {mark}: first sector that differs");
     }
+}
+
+/// What is stable of a promoted destination.
+pub fn estate(mirror: &DestinationNode, vault: &Vault) -> Estate {
+    let stable = |disk: usize| mirror.io.disks[disk].stable().to_vec();
+    let (state, _) = newest(Role::Destination, &stable(SUPERBLOCKS), vault).expect("a promoted destination's state");
+    assert!(state.promoted, "the promote isn't durable");
+    Estate { state, halves: [stable(0), stable(1)] }
+}
+
+/// The images with what is only in the journal files on top.
+fn inherited_images(mirror: &DestinationNode, vault: &Vault) -> Volumes {
+    let estate = estate(mirror, vault);
+    let recovered = estate.recovered(vault);
+    let mut images: Volumes = mirror.io.disks[VOLUMES..].iter().map(|disk| disk.stable().to_vec()).collect();
+    for found in recovered.first.iter().chain(&recovered.second) {
+        let (half, position) = (found.header.fill.half(), found.header.position);
+        let shelf = Shelf { halves: [&estate.halves[0], &estate.halves[1]], vault };
+        let block = shelf.block(half, position).expect("a header that was found");
+        for (record, place) in recovery::records(&found.header, block, Place(position + BLOCK_BYTES as u64)) {
+            let at = record.offset as usize / SECTOR;
+            let image = &mut images[usize::from(record.volume)][at..at + record.length as usize / SECTOR];
+            let from = place.0 as usize / SECTOR;
+            match record.payload_bytes() {
+                0 => image.fill(0),
+                bytes => image.copy_from_slice(&estate.halves[half][from..from + bytes / SECTOR]),
+            }
+        }
+    }
+    images
 }
 
 /// The last record that any header in these halves says was stored on both sides.

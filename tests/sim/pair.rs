@@ -45,9 +45,10 @@ pub enum Event {
     Outage,
     Policy,
     Verify,
+    LiveRead,
 }
 
-pub const EVENTS: [Event; 24] = [
+pub const EVENTS: [Event; 25] = [
     Event::SourceDisk,
     Event::MirrorDisk,
     Event::ToDestination,
@@ -72,6 +73,7 @@ pub const EVENTS: [Event; 24] = [
     Event::Outage,
     Event::Policy,
     Event::Verify,
+    Event::LiveRead,
 ];
 
 /// Events from here on aren't needed for the two to come into step.
@@ -194,6 +196,7 @@ impl Pair {
             Event::Outage => source_up && self.outage == 0,
             Event::Policy => source_up,
             Event::Verify => self.link.source_up,
+            Event::LiveRead => mirror_up && self.promoted.is_none(),
             Event::CrashSource => !self.source.down(),
             Event::CrashMirror => !self.mirror.down(),
             Event::CrashBoth => !self.mirror.down() && !self.source.down(),
@@ -337,6 +340,10 @@ impl Pair {
                 let repair = cx.rng.chance(300);
                 self.verify(repair, cx);
             }
+            Event::LiveRead => {
+                self.mirror.read_live(cx);
+                self.mirror.check_live(&mut self.model, cx);
+            }
         }
         1
     }
@@ -393,6 +400,7 @@ impl Pair {
                 }
             }
         }
+        self.mirror.check_live(&mut self.model, cx);
         self.mirror.turn(&mut self.link, cx);
         self.look_for_promoted(cx);
         done.max(1)
@@ -522,11 +530,15 @@ impl Pair {
         let base = self.mirror.serves_base;
         crate::ghost::check_promoted(&self.mirror, mark, base, self.mirror_lost, &mut self.model, cx);
         self.model.fence(mark.digest, self.mirror_lost || base);
-        let images: Volumes = self.mirror.io.disks[VOLUMES..].iter().map(|disk| disk.words().to_vec()).collect();
-        let superblock = Superblock { source: Id([200; 16]), epoch, ..self.identity.clone() };
+        let images: Volumes = self.model.state(mark.digest);
+        let (id, lineage) = (Id([200; 16]), self.identity.source);
+        let superblock =
+            Superblock { source: id, lineage, epoch, clean: mark, known: vec![mark], ..self.identity.clone() };
         let shape = Shape { mirrored: false, ..self.source.shape.clone() };
         let mut node = SourceNode::new(shape, disks(&superblock, images.clone(), &mut cx.vault));
-        let mut model = Model::new(images, Digest(0));
+        node.io.disks.splice(VOLUMES.., self.mirror.io.disks[VOLUMES..].iter().cloned());
+        node.heir_of = Some(crate::ghost::estate(&self.mirror, &cx.vault));
+        let mut model = Model::new(images, mark.digest);
         node.start(Crash::Kill, &mut model, cx);
         self.promoted = Some((node, model));
     }
@@ -639,5 +651,6 @@ fn weights(cx: &mut Context) -> [u64; EVENTS.len()] {
     set(Event::Outage, slow(rng.pick(&[0, 2, 8]), rng));
     set(Event::Policy, rng.pick(&[0, 0, 1]));
     set(Event::Verify, rng.pick(&[0, 1]));
+    set(Event::LiveRead, rng.pick(&[5, 60]));
     weights
 }

@@ -27,6 +27,10 @@ rare! {
     SourceCrashedInRecovery,
     /// a source crashed while a half was being flushed
     SourceCrashedInFlush,
+    /// a promoted image was served while fills weren't on it yet
+    Inherited,
+    /// one such crashed while they were brought there
+    HeirCrashedInFlush,
     /// a source crashed in the first sync
     SourceCrashedInCopy,
     /// a source lost frames that were answered without the promise to survive
@@ -189,6 +193,14 @@ rare! {
     VerifiedEqual,
     /// a verify had no end, for the connection was lost
     VerifyCutOff,
+    /// an image was read while a fill was being applied to it
+    LiveDuringApply,
+    /// an image was read while a resync was being staged
+    LiveBase,
+    /// what a reader got from an image was written meanwhile, and read again
+    LiveReadAgain,
+    /// a reader was refused, for after its start a destination doesn't know which fills are complete
+    LiveUnsure,
 }
 
 /// How often each was met.

@@ -91,8 +91,17 @@ pub struct SourceNode {
     pub verified: u64,
     reads: Vec<Option<ClientRead>>,
     starting: Option<(Superblock, Recovered)>,
+    /// What the promoted destination held, whose place it takes.
+    pub heir_of: Option<Estate>,
     /// Blocks that are being made void.
     voids: u32,
+}
+
+/// The journal files of a promoted destination, which nobody writes to any more, and its state.
+#[derive(Debug, Clone)]
+pub struct Estate {
+    pub state: Superblock,
+    pub halves: [Vec<Word>; 2],
 }
 
 /// The superblock that counts, and whether a copy of it was torn.
@@ -100,6 +109,21 @@ pub fn newest(role: Role, words: &[Word], vault: &Vault) -> Option<(Superblock, 
     let copies = [0, 1].map(|copy| *vault.block(&words[copy * BLOCK..]).unwrap_or(&[0; BLOCK_BYTES]));
     let torn = copies.iter().any(|copy| Superblock::decode(role, copy).is_err());
     Superblock::newest(role, [&copies[0], &copies[1]]).ok().map(|superblock| (superblock, torn))
+}
+
+impl Estate {
+    /// What of it wasn't on the images when it was promoted.
+    pub fn recovered(&self, vault: &Vault) -> Recovered {
+        let (state, at) = (&self.state, self.state.known[0]);
+        if state.clean == at {
+            return Recovered { end: at, ..Recovered::default() };
+        }
+        let shelf = Shelf { halves: [&self.halves[0], &self.halves[1]], vault };
+        let recovered = recovery::recover(&shelf, state.source, state.clean, state.whole);
+        let recovered = recovered.unwrap_or_else(|damage| panic!("the promoted journal files: {damage}"));
+        assert_eq!(recovered.end, at, "the journal files don't end where they were promoted");
+        recovered
+    }
 }
 
 /// Makes the disks of a machine: blank halves, both copies of its superblock, a dirty bitmap in which nothing is readable
@@ -168,6 +192,7 @@ impl SourceNode {
             verified: 0,
             reads: Vec::new(),
             starting: None,
+            heir_of: None,
             voids: 0,
         }
     }
@@ -240,17 +265,25 @@ impl SourceNode {
         let shape = Shape { started_unix_s: 1_000_000 + cx.now.as_secs(), ..self.shape.clone() };
         // The core's time begins with each run.
         self.began = cx.now;
-        let core = Source::recover(shape, superblock, dirty, recovered, |id, position| {
-            let shelf = Shelf { halves: [disks[0].words(), disks[1].words()], vault };
+        let begun = superblock.clean;
+        let mut load = |halves: [&[Word]; 2], id: FrameId, position: u64| {
+            let shelf = Shelf { halves, vault };
             let block = shelf.block(id.fill.half(), position).expect("a header that was found");
             let header = Header::parse(block).expect("a header that was found");
             let at = position as usize / SECTOR;
             assert!(position + header.frame_bytes() <= half_bytes);
-            let words = &disks[id.fill.half()].words()[at..at + header.frame_bytes() as usize / SECTOR];
+            let words = &halves[id.fill.half()][at..at + header.frame_bytes() as usize / SECTOR];
             let place = arena.store(words);
             let records = recovery::records(&header, block, Place(place.0 + BLOCK_BYTES as u64)).into_iter();
             (place, records.map(|(record, place)| Entry { record, place, ticket: Ticket::NONE }).collect())
-        });
+        };
+        let own = [disks[0].words(), disks[1].words()];
+        let mut core = Source::recover(shape, superblock, dirty, recovered, |id, position| load(own, id, position));
+        if let Some(estate) = self.heir_of.as_ref().filter(|estate| estate.state.known[0] == begun) {
+            let (recovered, halves) = (estate.recovered(vault), [&estate.halves[0][..], &estate.halves[1][..]]);
+            core.inherit(&recovered, |id, position| load(halves, id, position));
+            cx.met.count_if(core.inherited() > 0, Rare::Inherited);
+        }
         cx.met.count_if(core.held_back(), Rare::StartedHeldBack);
         self.core = Some(core);
     }
@@ -260,6 +293,7 @@ impl SourceNode {
         cx.met.count_if(self.starting.is_some(), Rare::SourceCrashedInRecovery);
         if let Some(core) = &self.core {
             cx.met.count_if(core.flushes_under_way() > 0, Rare::SourceCrashedInFlush);
+            cx.met.count_if(core.flushes_under_way() > 0 && core.inherited() > 0, Rare::HeirCrashedInFlush);
             let copying = core.copier().is_some_and(|copier| copier.purpose() == Purpose::Resync);
             cx.met.count_if(copying, Rare::SourceCrashedInCopy);
             cx.met.count_if(copying && core.superblock().lacking_since_unix_s != 0, Rare::SourceCrashedInResync);
@@ -575,7 +609,8 @@ impl SourceNode {
 
     fn check_limits(&self, cx: &mut Context) {
         let Some(core) = &self.core else { return };
-        let full = 2 * core.superblock().half_bytes as usize + RECEIVE_MEMORY_BYTES;
+        let halves = if self.heir_of.is_some() { 4 } else { 2 };
+        let full = halves * core.superblock().half_bytes as usize + RECEIVE_MEMORY_BYTES;
         assert!(self.arena.used() <= full, "{} bytes of memory in use", self.arena.used());
         // One client's turn may go beyond; see `Connection`.
         assert!(core.waiting() <= MAX_WAITING_RECORDS + crate::client::MAX_BURST, "{} records wait", core.waiting());

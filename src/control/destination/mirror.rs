@@ -2,7 +2,7 @@
 //! receives, and after a promote a source's engine that serves the images.
 
 use super::super::config::{DestinationConfig, MirroredSource};
-use super::super::exports::{Exports, Served};
+use super::super::exports::{Exports, Served, Server};
 use super::super::source::{open_whole, shape};
 use super::super::{handshake, status};
 use crate::core::Durability;
@@ -10,9 +10,11 @@ use crate::core::policy::{OnDisconnect, Policy};
 use crate::core::recovery::hello;
 use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, SourceCommand};
 use crate::engine::destination::{self as engine, Ended, Folder, Image, StagingPlan};
-use crate::engine::source::{self as serving, Plan, Volume};
+use crate::engine::source::{self as serving, Birth, Plan, Promoted};
 use crate::format::ids::Epoch;
-use crate::format::superblock::{Phase, Superblock};
+use crate::format::nbd::ExportShape;
+use crate::format::nbd::identity::{Identity, Role, VolumeId};
+use crate::format::superblock::{Phase, Superblock, Volume};
 use crate::format::wire::{Verdict, Welcome};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -39,7 +41,7 @@ enum State {
     /// The source never connected.
     Empty(Vec<Image>),
     /// Frames are received, or waited for.
-    Receiving(Commands<DestinationCommand>),
+    Receiving { commands: Commands<DestinationCommand>, exports: Vec<String> },
     /// The images are served.
     Promoted { commands: Commands<SourceCommand>, superblock: Box<Superblock>, exports: Vec<String> },
     /// Something failed; the daemon must be started again after the repair.
@@ -53,6 +55,8 @@ pub(super) struct Mirror {
     folder: PathBuf,
     images: Vec<(String, PathBuf)>,
     plan: StagingPlan,
+    /// Whether images may be read while they are mirrored: whether there is an address to do so.
+    live: bool,
     exports: Exports,
     state: Mutex<State>,
     /// One for each engine: they end when it has let go of everything.
@@ -65,6 +69,7 @@ impl Mirror {
         config: &MirroredSource,
         journal_dir: &Path,
         plan: StagingPlan,
+        live: bool,
         exports: Exports,
         init: bool,
     ) -> anyhow::Result<Arc<Mirror>> {
@@ -77,6 +82,7 @@ impl Mirror {
             folder: journal_dir.join(&config.name),
             images: config.volumes.iter().map(|volume| (volume.name.clone(), volume.image.clone())).collect(),
             plan,
+            live,
             exports,
             state: Mutex::new(State::Empty(Vec::new())),
             engines: std::sync::Mutex::default(),
@@ -86,7 +92,7 @@ impl Mirror {
             None => State::Empty(images),
             Some(folder) if folder.superblock().promoted => mirror.serve(folder.superblock().clone(), images).await?,
             Some(folder) => match mirror.clone().receive(folder, images).await {
-                Ok(commands) => State::Receiving(commands),
+                Ok(state) => state,
                 Err(error) => mirror.failed(&format!("{error:#}")),
             },
         };
@@ -104,17 +110,25 @@ impl Mirror {
     }
 
     /// Starts the engine that receives, and a task that sees how it ends.
-    async fn receive(
-        self: Arc<Mirror>,
-        folder: Folder,
-        images: Vec<Image>,
-    ) -> anyhow::Result<Commands<DestinationCommand>> {
-        let plan = self.plan;
-        let handle = tokio::task::spawn_blocking(move || engine::spawn(folder, images, plan)).await??;
-        let ended = handle.ended;
-        let mirror = self.clone();
+    async fn receive(self: Arc<Mirror>, folder: Folder, images: Vec<Image>) -> anyhow::Result<State> {
+        let (plan, live) = (self.plan, self.live);
+        let Superblock { volumes, source, epoch, .. } = folder.superblock().clone();
+        let handle = tokio::task::spawn_blocking(move || engine::spawn(folder, images, plan, live)).await??;
+        let engine::Handle { commands, refusal, ended } = handle;
+        let mut exports = Vec::new();
+        for (volume, facts) in volumes.into_iter().enumerate().filter(|_| live) {
+            let Volume { name, size_bytes, block_bytes } = facts;
+            let shape = ExportShape { size_bytes, block_bytes, read_only: true };
+            let identity = Identity { volume: VolumeId::of(source, &name), epoch, role: Role::Image };
+            let server = Server::Image(commands.clone(), refusal.clone());
+            exports.push(self.exports.add(&self.name, Served { name, shape, identity, server, volume }));
+        }
+        let (mirror, read_only) = (self.clone(), exports.clone());
         self.watch(tokio::spawn(async move {
-            let state = match ended.await {
+            let ended = ended.await;
+            // Nobody reads the images any more.
+            mirror.exports.remove(&read_only);
+            let state = match ended {
                 Ok(Ok(Ended::Stopped)) => return,
                 Ok(Ok(Ended::Promoted(mark, images))) => {
                     tracing::info!("source {}: promoted at {mark}", mirror.name);
@@ -125,7 +139,7 @@ impl Mirror {
             };
             *mirror.state.lock().await = state;
         }));
-        Ok(handle.commands)
+        Ok(State::Receiving { commands, exports })
     }
 
     /// Serves the images after a promote.
@@ -147,7 +161,7 @@ impl Mirror {
             // An image may be larger than its volume.
             disk.size_bytes = volume.size_bytes;
             disk.block_bytes = volume.block_bytes;
-            volumes.push(Volume { name, disk });
+            volumes.push(serving::Volume { name, disk });
         }
         let shapes: Vec<_> = volumes.iter().map(|volume| (volume.name.clone(), shape(&volume.disk))).collect();
         let plan = Plan {
@@ -160,7 +174,12 @@ impl Mirror {
             journal: Folder::promoted_journal(&self.folder),
             journal_bytes: 2 * superblock.half_bytes,
             volumes,
-            epoch: superblock.epoch,
+            birth: Birth::Promote(Box::new(Promoted {
+                state: superblock.clone(),
+                files: Folder::journal_files(&self.folder),
+                handed_over: false,
+                unwatched: false,
+            })),
             init: false,
         };
         let handle = tokio::task::spawn_blocking(|| serving::spawn(plan)).await??;
@@ -173,7 +192,10 @@ impl Mirror {
         }));
         let mut exports = Vec::new();
         for (volume, (name, shape)) in shapes.into_iter().enumerate() {
-            let served = Served { name, shape, commands: handle.commands.clone(), volume };
+            let id = VolumeId::of(superblock.source, &name);
+            let identity = Identity { volume: id, epoch: superblock.epoch, role: Role::Primary };
+            let server = Server::Source(handle.commands.clone());
+            let served = Served { name, shape, identity, server, volume };
             exports.push(self.exports.add(&self.name, served));
         }
         tracing::info!("source {}: promoted images are served as {}", self.name, exports.join(", "));
@@ -202,7 +224,7 @@ impl Mirror {
                             tracing::info!("source {} connected from {address} for the first time", self.name);
                             let images = std::mem::take(images);
                             *state = match self.clone().receive(folder, images).await {
-                                Ok(commands) => State::Receiving(commands),
+                                Ok(state) => state,
                                 Err(error) => self.failed(&format!("{error:#}")),
                             };
                         }
@@ -218,7 +240,7 @@ impl Mirror {
             }
         }
         let welcome = match &*state {
-            State::Receiving(commands) => {
+            State::Receiving { commands, .. } => {
                 let socket = handshake::into_owned_fd(stream)?;
                 commands.send(DestinationCommand::Peer(socket, Box::new(hello), address))?;
                 return Ok(());
@@ -246,7 +268,7 @@ impl Mirror {
     /// Promotes, and answers when the images are served.
     pub(super) async fn promote(&self, force: bool) -> anyhow::Result<Value> {
         let commands = match &*self.state.lock().await {
-            State::Receiving(commands) => commands.clone(),
+            State::Receiving { commands, .. } => commands.clone(),
             State::Promoted { exports, .. } => {
                 bail!("source {} is promoted already and served as {}", self.name, exports.join(", "))
             }
@@ -275,7 +297,7 @@ impl Mirror {
                 State::Failed(reason) => {
                     bail!("the images hold everything up to record {}, but can't be served: {reason}", mark.seq)
                 }
-                State::Receiving(_) | State::Empty(_) => {}
+                State::Receiving { .. } | State::Empty(_) => {}
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -290,12 +312,13 @@ impl Mirror {
         match &*state {
             State::Empty(_) => simple("empty", Some("the source never connected")),
             State::Failed(reason) => simple("failed", Some(reason)),
-            State::Receiving(commands) => {
+            State::Receiving { commands, exports } => {
                 let (ask, answer) = oneshot::channel();
+                let exports = exports.clone();
                 let sent = commands.send(DestinationCommand::Status(ask));
                 drop(state);
                 match (sent, answer.await) {
-                    (Ok(()), Ok(status)) => self.describe(&status),
+                    (Ok(()), Ok(status)) => self.describe(&status, &exports),
                     _ => simple("preparing", Some("the engine is between two states")),
                 }
             }
@@ -318,7 +341,7 @@ impl Mirror {
         }
     }
 
-    fn describe(&self, status: &DestinationStatus) -> Value {
+    fn describe(&self, status: &DestinationStatus, exports: &[String]) -> Value {
         let superblock = &status.superblock;
         let state = match (&status.peer, status.phase, status.promotable) {
             (None, ..) => "waiting",
@@ -338,6 +361,8 @@ impl Mirror {
             "received_bytes": counters.written_bytes, "stored_bytes": counters.journal_bytes,
             "applied_bytes": counters.flushed_bytes, "journal_writes": counters.journal_writes,
             "halves": status::halves(&status.halves), "volumes": self.volumes(Some(superblock)),
+            "exports": exports, "clients": status.clients, "read_record": status.live.ok(),
+            "read_refusal": status.live.err().map(|reason| reason.to_string()),
         })
     }
 
@@ -345,14 +370,17 @@ impl Mirror {
         let size = |index: usize| {
             superblock.and_then(|superblock| superblock.volumes.get(index)).map(|volume| volume.size_bytes)
         };
-        let volume = |(index, (name, image)): (usize, &(String, PathBuf))| json!({ "name": name, "image": image, "size_bytes": size(index) });
+        let volume = |(index, (name, image)): (usize, &(String, PathBuf))| {
+            let id = superblock.map(|superblock| VolumeId::of(superblock.source, name).to_string());
+            json!({ "name": name, "id": id, "image": image, "size_bytes": size(index) })
+        };
         self.images.iter().enumerate().map(volume).collect()
     }
 
     /// Stops its engine, and waits until that has let go of everything.
     pub(super) async fn stop(&self) {
         let told = match &*self.state.lock().await {
-            State::Receiving(commands) => commands.send(DestinationCommand::Stop),
+            State::Receiving { commands, .. } => commands.send(DestinationCommand::Stop),
             State::Promoted { commands, .. } => commands.send(SourceCommand::Stop),
             State::Empty(_) | State::Failed(_) => Ok(()),
         };

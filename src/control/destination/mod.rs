@@ -1,5 +1,5 @@
 //! The destination daemon: one mirror for each configured source, the port that sources connect to, and the NBD
-//! exports of promoted images.
+//! exports of images: read-only ones while they are mirrored, and promoted ones.
 
 mod mirror;
 
@@ -33,7 +33,8 @@ pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
     let mut mirrors = Vec::new();
     let plan = mirror::staging_plan(&config);
     for source in &config.sources {
-        mirrors.push(Mirror::start(source, &config.journal_dir, plan, exports.clone(), init).await?);
+        let mirror = Mirror::start(source, &config.journal_dir, plan, config.nbd.is_some(), exports.clone(), init);
+        mirrors.push(mirror.await?);
     }
     let daemon = Arc::new(Daemon { mirrors, complaint: Mutex::default() });
     let mut tasks = tokio::task::JoinSet::new();

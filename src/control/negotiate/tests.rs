@@ -1,4 +1,6 @@
 use super::*;
+use crate::format::ids::Epoch;
+use crate::format::nbd::identity::{Role, VolumeId};
 use proptest::prelude::*;
 use std::process::Command;
 use std::time::Instant;
@@ -17,9 +19,18 @@ const FIXED_NO_ZEROES: u32 = FIXED | FLAG_NO_ZEROES as u32;
 fn two_exports() -> Vec<Export> {
     let shape = ExportShape { size_bytes: 1 << 20, block_bytes: 512, read_only: false };
     vec![
-        Export { name: "vol0".to_owned(), shape },
-        Export { name: "vol1".to_owned(), shape: ExportShape { size_bytes: 2 << 20, read_only: true, ..shape } },
+        Export { name: "vol0".to_owned(), shape, identity: identity(0), refusal: None },
+        Export {
+            name: "vol1".to_owned(),
+            shape: ExportShape { size_bytes: 2 << 20, read_only: true, ..shape },
+            identity: identity(1),
+            refusal: None,
+        },
     ]
+}
+
+fn identity(volume: u8) -> Identity {
+    Identity { volume: VolumeId([volume; 16]), epoch: Epoch(7), role: Role::Primary }
 }
 
 /// What a client sends, from its flags on.
@@ -137,7 +148,7 @@ async fn info_and_go_describe_the_export() {
     let script = Script::new(FIXED)
         .option(OPT_INFO, &info("vol0", &[]))
         .option(OPT_STRUCTURED_REPLY, b"")
-        .option(OPT_GO, &info("vol1", &[INFO_NAME, 77]));
+        .option(OPT_GO, &info("vol1", &[INFO_NAME, INFO_DESCRIPTION, 77]));
     let (outcome, sent) = play(&two_exports(), script).await;
     let chosen = Negotiated { export: 1, structured: true, base_allocation: false };
     assert_eq!(outcome.unwrap(), Some(chosen));
@@ -148,6 +159,7 @@ async fn info_and_go_describe_the_export() {
         [&INFO_EXPORT.to_be_bytes()[..], &shape.size_bytes.to_be_bytes(), &flags].concat()
     };
     let sizes = b"\x00\x03\x00\x00\x02\x00\x00\x00\x10\x00\x02\x00\x00\x00".to_vec();
+    let description = b"\x00\x02nbd-mirror volume=01010101-0101-0101-0101-010101010101 epoch=7 role=primary".to_vec();
     let expected = [
         (OPT_INFO, REP_INFO, export(0, false)),
         (OPT_INFO, REP_INFO, sizes.clone()),
@@ -155,6 +167,7 @@ async fn info_and_go_describe_the_export() {
         (OPT_STRUCTURED_REPLY, REP_ACK, vec![]),
         (OPT_GO, REP_INFO, export(1, true)),
         (OPT_GO, REP_INFO, b"\x00\x01vol1".to_vec()),
+        (OPT_GO, REP_INFO, description),
         (OPT_GO, REP_INFO, sizes),
         (OPT_GO, REP_ACK, vec![]),
     ];

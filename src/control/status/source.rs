@@ -6,6 +6,7 @@ use super::super::config::{OnDisconnect, SourceConfig};
 use super::{halves, moment};
 use crate::core::policy::{Mode, Policy};
 use crate::engine::command::{LinkState, PeerStatus, Progress, SourceStatus, Verified};
+use crate::format::nbd::identity::VolumeId;
 use crate::format::superblock::Phase;
 use serde_json::{Value, json};
 
@@ -16,9 +17,10 @@ pub(in crate::control) fn describe(config: &SourceConfig, link: &str, status: &S
     let since_unix_ms = since_unix_ms(state, status);
     let loses = Loses::of(state, status);
     let counters = &status.counters;
-    let volumes = superblock.volumes.iter().zip(&config.volumes).map(
-        |(volume, config)| json!({ "name": volume.name, "device": config.device, "size_bytes": volume.size_bytes }),
-    );
+    let volumes = superblock.volumes.iter().zip(&config.volumes).map(|(volume, config)| {
+        let id = VolumeId::of(superblock.source, &volume.name).to_string();
+        json!({ "name": volume.name, "id": id, "device": config.device, "size_bytes": volume.size_bytes })
+    });
     json!({
         "role": "source", "name": superblock.name, "state": state.word(), "reason": reason,
         "since": moment(since_unix_ms / 1000), "since_unix_ms": since_unix_ms,

@@ -33,7 +33,7 @@ impl Destination {
 
     fn apply_on(&mut self, effects: &mut Vec<Effect>) {
         let fill = self.superblock.clean.fill.next();
-        let direct = self.direct();
+        let direct = self.direct() && !self.hands_over();
         let half = &mut self.halves[fill.half()];
         if direct && half.fill == fill && half.state == State::Sealed && !half.retiring {
             match half.flusher.step(&half.index) {
@@ -54,16 +54,18 @@ impl Destination {
     /// The next device write of an apply; pieces of data are put into `pieces`.
     pub fn next_apply(&mut self, pieces: &mut Vec<(Place, u64)>) -> Option<FlushOp> {
         let fill = self.superblock.clean.fill.next();
-        let (promoting, direct) = (self.promoting, self.direct());
+        let direct = self.direct() && !self.hands_over();
         let half = &mut self.halves[fill.half()];
         // Only what is complete and stable in the journal file may touch an image: else a power cut could leave a
         // mixture there that nothing can repair.
         let stable = !half.volatile || sings(Bug::ApplyVolatile);
         let ready = half.state == State::Sealed && half.stored == half.received && stable;
-        if !direct || half.fill != fill || !ready || half.retiring || (promoting && self.state_writing) {
+        if !direct || half.fill != fill || !ready || half.retiring {
             return None;
         }
-        half.flusher.next(&half.index, pieces)
+        let op = half.flusher.next(&half.index, pieces)?;
+        self.live.apply(fill);
+        Some(op)
     }
 
     /// Device writes of an apply that aren't complete.

@@ -108,6 +108,7 @@ impl Destination {
     pub fn next_drain(&mut self, pieces: &mut Vec<(Place, u64)>) -> Option<FlushOp> {
         match &mut self.log.segment {
             Some(Segment::Writing(writing)) if !(self.promoting && self.state_writing) => {
+                self.live.begin_anew();
                 writing.flusher.next(&writing.index, pieces)
             }
             _ => None,

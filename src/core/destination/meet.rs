@@ -109,6 +109,7 @@ impl Destination {
         (self.synced, self.verified, self.vouched) = (mark.seq, mark.seq, mark.seq);
         self.boundaries.clear();
         self.boundaries.push_back((mark, 0));
+        self.live.begin_anew();
     }
 
     /// Takes a restart further. Into a log that has begun it goes as a block of its own, so that whoever reads the log finds
@@ -197,6 +198,9 @@ impl Destination {
                 continue;
             }
             let in_this = half.fill == common.fill;
+            if in_this {
+                self.live.open(common.fill);
+            }
             if !sings(Bug::KeepDropped) {
                 self.erasing += 1;
                 effects.push(Effect::Erase(index, if in_this { self.boundaries[kept].1 } else { 0 }));

@@ -7,6 +7,7 @@
 //! - `staging`: while a resync goes on they go to the staging log instead, so that the images stay as they were.
 //! - `drain`: once the resync is whole, the log goes to the images.
 //! - `sums`: what the source asks of the contents.
+//! - `live`: what may be read of the images meanwhile.
 //! - `state`: the durable state. `promote`: what is served in the end.
 //!
 //! Fill n lives in journal file n mod 2, at the very positions it has in the source's half.
@@ -14,6 +15,7 @@
 mod apply;
 mod drain;
 mod half;
+mod live;
 mod meet;
 mod promote;
 mod receive;
@@ -24,6 +26,7 @@ mod sums;
 mod tests;
 
 pub use half::{Half, State};
+pub use live::{Unreadable, View};
 pub use staging::{AppendOp, StagingPlan, Written};
 pub use sums::Ask;
 
@@ -37,6 +40,7 @@ use crate::format::ids::{Mark, Seq};
 use crate::format::superblock::{Phase, Staging, Superblock};
 use crate::format::wire::{Report, Verdict, Welcome};
 use crate::limits::MAX_BOUNDARIES;
+use live::Live;
 use meet::Settling;
 use staging::Log;
 use std::collections::VecDeque;
@@ -68,7 +72,7 @@ pub enum Effect {
     SyncDrained(u16),
     /// Close the connection, for this reason.
     Disconnect(String),
-    /// The promote is complete: the images hold everything up to this mark.
+    /// The promote is complete: images and journal files together hold everything up to this mark.
     Promoted(Mark),
     /// A fill is on the images, or in the staging log; for the log.
     Applied(Mark),
@@ -171,6 +175,7 @@ pub struct Destination {
     restarting: Option<Mark>,
     log: Log,
     asks: Asks,
+    live: Live,
     promoting: bool,
     verified: Seq,
     /// What the frames' headers say to be stable on both sides: the source can't have lost it.
@@ -214,6 +219,7 @@ impl Destination {
             restarting: None,
             log: Log::new(plan, touched),
             asks: Asks::default(),
+            live: Live::default(),
             promoting: false,
             verified: applied.seq,
             vouched: applied.seq,
@@ -222,6 +228,9 @@ impl Destination {
         for found in [recovered.first, recovered.second] {
             let frames: Vec<Rescanned> = found.iter().map(|frame| (*frame, records(frame))).collect();
             destination.adopt(frames);
+        }
+        if destination.stored != applied {
+            destination.live.found(destination.stored.fill);
         }
         destination
     }

@@ -1,16 +1,17 @@
-//! Promote: the epoch is raised, which fences the source for good, and then the images are brought to what is served.
+//! Promote: the epoch is raised, which fences the source for good, and then it is decided what is served.
 //!
-//! - Fills go to the images: all that is stored is applied.
+//! - Fills go to the images: all that is stored is served, as soon as it is stable in the journal files. What isn't applied
+//!   yet is looked up there, and brought to the images behind (`source/inherited.rs`).
 //! - A resync is being staged: the images are served as they were before it; what is staged and stored is no whole copy
 //!   and is dropped.
-//! - A whole resync is being drained: all of it goes to the images, and what is stored behind it.
+//! - A whole resync is being drained: all of it goes to the images first.
 
 use super::{Destination, Effect, Half, State};
 use crate::canary::{Bug, sings};
 use crate::format::superblock::{Phase, Staging};
 
 impl Destination {
-    /// Promote: raises the epoch, which fences the source for good, then brings the images to what is served.
+    /// Promote: raises the epoch, which fences the source for good, then settles what is served.
     /// The connection must be closed already. [`Effect::Promoted`] tells the end.
     pub fn handle_promote(&mut self, effects: &mut Vec<Effect>) {
         if self.promoting || self.superblock.promoted {
@@ -34,6 +35,14 @@ impl Destination {
             && self.writing.is_empty()
             && !self.state_writing
             && !self.log.restart_staging
+            && self.erasing == 0
+            // Whoever serves the images writes to them.
+            && !(self.hands_over() && self.applies_under_way() > 0)
+    }
+
+    /// Whether fills are left to whoever serves the images, instead of being applied here.
+    pub(super) fn hands_over(&self) -> bool {
+        self.promoting && self.superblock.staging.phase == Phase::Direct
     }
 
     /// Before the fills are looked at: one with nothing to write is done at once, and no event follows it.
@@ -50,7 +59,7 @@ impl Destination {
             return;
         }
         match self.superblock.staging.phase {
-            Phase::Direct if self.halves.iter().all(|half| half.state == State::Clean) => {}
+            Phase::Direct if self.halves.iter().all(|half| half.state == State::Clean || half.ready()) => {}
             Phase::Direct | Phase::Draining => return,
             Phase::Staging => {
                 // One write of the state: before it a resync is staged, after it there never was one.
@@ -63,6 +72,8 @@ impl Destination {
                 self.log.forget_append();
             }
         }
+        // From here on the journal files are never written again: a start finds the very frames up to this mark.
+        self.superblock.known = vec![self.stored];
         self.superblock.promoted = true;
         self.write_state(effects);
     }

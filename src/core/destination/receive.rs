@@ -125,6 +125,7 @@ impl Destination {
             *half = Half { fill: header.fill, state: State::Open, ..Half::clean(volumes) };
         }
         half.received = header.position + header.frame_bytes();
+        self.live.open(header.fill);
         self.received = Mark { fill: header.fill, seq: header.last(), digest };
         self.vouched = self.vouched.max(header.committed);
         let end = half.received;

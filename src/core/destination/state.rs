@@ -49,7 +49,7 @@ impl Destination {
             }
         }
         if self.superblock.promoted {
-            effects.push(Effect::Promoted(self.superblock.clean));
+            effects.push(Effect::Promoted(self.stored));
         }
     }
 }

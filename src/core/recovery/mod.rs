@@ -7,6 +7,7 @@
 //! - `chain`, and the functions right here: what the halves hold after a crash.
 //! - `staged`: what a destination's staging log holds.
 //! - `hello`, `welcome`: what the two sides do when they meet.
+//! - `reach`: what may differ at a source that was fenced.
 //!
 //! The halves hold the longest chain of frames that follows the clean mark, on both sides alike. Of the two halves at
 //! most two fills count: the one after the clean mark, then the next. The chain ends at the first frame that isn't
@@ -18,6 +19,7 @@ pub mod chain;
 pub mod copies;
 pub mod destination_start;
 pub mod hello;
+pub mod reach;
 pub mod source_start;
 pub mod staged;
 pub mod table;

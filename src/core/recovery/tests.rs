@@ -225,6 +225,7 @@ fn each_combination_meets_exactly_one_row() {
     assert_each_combination_meets_one_row::<chain::Row>();
     assert_each_combination_meets_one_row::<hello::Row>();
     assert_each_combination_meets_one_row::<welcome::Row>();
+    assert_each_combination_meets_one_row::<reach::Row>();
     assert_eq!(source_start::Row::every().len(), 9 * 2 * 2 * 2 * 2, "every combination is tried");
     let (first, last) = (source_start::Row::every()[0], *source_start::Row::every().last().unwrap());
     assert!(first.copies != last.copies && first.fence != last.fence);

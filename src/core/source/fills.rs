@@ -10,9 +10,7 @@ use super::super::half::State;
 use super::super::{Durability, Place};
 use super::{Effect, Resync, Source};
 use crate::canary::{Bug, sings};
-use crate::format::frame::padded;
 use crate::format::ids::Fill;
-use crate::limits::BLOCK_BYTES;
 use std::time::Duration;
 
 impl Source {
@@ -47,7 +45,9 @@ impl Source {
     /// Moves each half on as far as it can go, the older fill first.
     pub(super) fn advance_halves(&mut self, effects: &mut Vec<Effect>) {
         for fill in [Fill(self.open.0.wrapping_sub(2)), Fill(self.open.0 - 1)] {
-            let (durable, committed) = (self.superblock.clean.fill.next() == fill, self.committed);
+            let next = self.superblock.clean.fill.next() == fill
+                && (self.inherited.is_empty() || sings(Bug::FlushBeforeInherited));
+            let (durable, committed) = (next, self.committed);
             let stable =
                 self.shape.durability == Durability::Always || self.synced >= self.halves[fill.half()].last.seq;
             let half = &mut self.halves[fill.half()];
@@ -191,12 +191,7 @@ impl Source {
         }
         let clean = self.superblock.clean.fill;
         for half in self.halves.iter_mut().filter(|half| half.retiring && half.fill <= clean) {
-            for frame in &half.frames {
-                effects.push(Effect::Release(frame.header, BLOCK_BYTES as u64));
-            }
-            for entry in half.entries.iter().filter(|entry| entry.record.payload_bytes() > 0) {
-                effects.push(Effect::Release(entry.place, padded(entry.record.payload_bytes()) as u64));
-            }
+            half.release(effects);
             half.retire(self.superblock.volumes.len());
         }
     }
@@ -204,7 +199,9 @@ impl Source {
     /// A `sync` is complete when no half up to its fill is anything but clean.
     pub(super) fn finish_syncs(&mut self, effects: &mut Vec<Effect>) {
         let halves = &self.halves;
-        let pending = |fill: Fill| halves.iter().any(|half| half.state != State::Clean && half.fill <= fill);
+        let inherited = !self.inherited.is_empty();
+        let pending =
+            |fill: Fill| inherited || halves.iter().any(|half| half.state != State::Clean && half.fill <= fill);
         // What was waiting when the command came may have got errors instead.
         let idle = halves[self.open.half()].state == State::Clean && self.queue.is_empty();
         self.syncs.retain(|(fill, token)| {
@@ -219,8 +216,9 @@ impl Source {
     /// The next device write of a flush; pieces of data are put into `pieces`.
     pub fn next_flush(&mut self, pieces: &mut Vec<(Place, u64)>) -> Option<FlushOp> {
         let fill = self.superblock.clean.fill.next();
-        let half = &mut self.halves[fill.half()];
-        if half.fill != fill || half.state != State::Flushing {
+        let own = self.inherited.is_empty();
+        let half = self.flushing_mut();
+        if (own && half.fill != fill) || half.state != State::Flushing {
             return None;
         }
         half.flusher.next(&half.index, pieces)
@@ -228,22 +226,26 @@ impl Source {
 
     /// Device writes of a flush that aren't complete.
     pub fn flushes_under_way(&self) -> u32 {
-        self.halves[self.superblock.clean.fill.next().half()].flusher.outstanding()
+        self.flushing().flusher.outstanding()
     }
 
     /// One device write of a flush is complete.
     pub fn handle_flush_written(&mut self) {
-        self.halves[self.superblock.clean.fill.next().half()].flusher.handle_written();
+        self.flushing_mut().flusher.handle_written();
     }
 
     /// A volume's device is synced.
     pub fn handle_volume_synced(&mut self, volume: u16) {
-        self.halves[self.superblock.clean.fill.next().half()].flusher.handle_synced(volume);
+        self.flushing_mut().flusher.handle_synced(volume);
     }
 
     /// Whether a flush is behind its pace: it should end before the open half is full. Where neither is under way: false.
     pub fn flush_is_late(&self) -> bool {
         let fill = self.superblock.clean.fill.next();
+        if !self.inherited.is_empty() {
+            // Memory is what its own fills need first: half of it is in these.
+            return self.halves[fill.half()].end > self.superblock.half_bytes / 8;
+        }
         let (flushing, other) = (&self.halves[fill.half()], &self.halves[fill.next().half()]);
         if flushing.fill != fill || flushing.state != State::Flushing {
             return false;

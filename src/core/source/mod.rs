@@ -2,6 +2,7 @@
 //!
 //! - `frames`: records become frames; frames become committed, in order.
 //! - `fills`: halves switch, are flushed, and become clean again.
+//! - `inherited`: fills that a promoted destination held, and that aren't on the images yet.
 //! - `link`: what the destination is sent and what it reports.
 //! - `meeting`: how the source goes on with a destination that answered its hello.
 //! - `mode`: how long the destination may be away, and what becomes of writes then.
@@ -12,6 +13,7 @@
 
 mod fills;
 mod frames;
+mod inherited;
 mod link;
 mod meeting;
 mod mode;
@@ -27,6 +29,7 @@ use super::pace::Pace;
 use super::policy::{Mode, Policy};
 use super::recovery::Recovered;
 use super::{Durability, Place};
+use crate::canary::{Bug, sings};
 use crate::format::block::Block;
 use crate::format::frame::Kind;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
@@ -126,6 +129,8 @@ pub struct Source {
     shape: Shape,
     superblock: Superblock,
     halves: [Half; 2],
+    /// What a promote left unapplied, the older fill first.
+    inherited: VecDeque<Half>,
     /// The fill that is open or will be opened next.
     open: Fill,
     /// Records that have no frame yet, in order.
@@ -193,6 +198,7 @@ impl Source {
         let mut source = Source {
             open: clean.fill.next(),
             halves: [half(0), half(1)],
+            inherited: VecDeque::new(),
             queue: VecDeque::new(),
             queued_bytes: 0,
             queued_flushes: 0,
@@ -262,8 +268,14 @@ impl Source {
     /// Finds where the newest committed bytes of a range are.
     pub fn read(&self, volume: u16, range: Range<u64>, out: &mut Vec<Segment>) {
         let newer = usize::from(self.halves[1].fill > self.halves[0].fill);
-        let indexes: [&Index; 2] = [&self.halves[newer].index, &self.halves[1 - newer].index];
-        index::resolve(&indexes, volume, range, out);
+        let own: [&Index; 2] = [&self.halves[newer].index, &self.halves[1 - newer].index];
+        match (self.inherited.front().filter(|_| !sings(Bug::PastInherited)), self.inherited.get(1)) {
+            (None, _) => index::resolve(&own, volume, range, out),
+            (Some(last), None) => index::resolve(&[own[0], own[1], &last.index], volume, range, out),
+            (Some(first), Some(last)) => {
+                index::resolve(&[own[0], own[1], &last.index, &first.index], volume, range, out);
+            }
+        }
     }
 
     /// A `sync` command: switch halves now; [`Effect::SyncDone`] with this token when all is applied.
@@ -286,6 +298,7 @@ impl Source {
         self.switch_if_due(now, effects);
         self.make_frames(now, headers, effects);
         self.sync_if_due(effects);
+        self.advance_inherited(effects);
         self.advance_halves(effects);
         self.finish_copy(effects);
         self.finish_syncs(effects);

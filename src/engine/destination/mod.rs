@@ -1,12 +1,14 @@
 //! Drives the destination's core for one source: frames are received straight into the memory from which they go to
 //! the journal file and later to the images; nothing is copied in between.
 
+mod live;
 mod promote;
 mod receive;
 mod staging;
 mod start;
 mod sums;
 
+use super::clients::Serve as _;
 use super::command::{Counters, DestinationCommand, DestinationStatus, HalfStatus};
 use super::disk::Disk;
 use super::memory::Memory;
@@ -16,10 +18,12 @@ use super::source::{EngineError, failed};
 use super::zeroing::Zeroing;
 use crate::core::Place;
 use crate::core::destination::{Destination, Effect, State, StoreOp};
+use crate::core::half::Ticket;
 use crate::core::index::Segment;
 use crate::format::ids::Mark;
 use crate::limits::{BLOCK_BYTES, MAX_COPY_WINDOWS};
 use crossbeam_channel::Receiver;
+use live::Live;
 use nix::sys::eventfd::EventFd;
 use receive::Peer;
 use std::io;
@@ -29,7 +33,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sums::Summing;
 use tokio::sync::oneshot;
 
-pub use crate::core::destination::StagingPlan;
+pub use crate::core::destination::{StagingPlan, Unreadable};
 pub use receive::check_images;
 pub use start::{Folder, Handle, Image, spawn};
 
@@ -58,6 +62,9 @@ enum Token {
     DrainZero(Zeroing),
     DrainSync(u16),
     SumRead(usize),
+    ClientReceive(u32),
+    ClientSend(u32),
+    LiveRead(Ticket),
 }
 
 /// How an engine ended that wasn't told to stop.
@@ -79,6 +86,7 @@ struct Engine {
     state: Disk,
     staging: Disk,
     images: Vec<Image>,
+    live: Live,
     /// Questions whose ranges are being read.
     sums: [Option<Summing>; MAX_COPY_WINDOWS],
     peer: Option<Peer>,
@@ -106,6 +114,7 @@ impl Engine {
     fn run(mut self) -> Result<Ended, EngineError> {
         let outcome = self.serve();
         self.close_peer("the destination stops");
+        self.live.shut_down();
         self.ring.drain();
         outcome?;
         Ok(match self.promoted {
@@ -178,6 +187,9 @@ impl Engine {
                 self.core.handle_image_synced(volume);
             }
             Token::SumRead(number) => self.sum_read(number, outcome),
+            Token::ClientReceive(client) => self.client_received(client, outcome),
+            Token::ClientSend(client) => self.client_sent(client, outcome),
+            Token::LiveRead(ticket) => self.live_read(ticket, outcome),
             token => self.handle_staging(token, outcome)?,
         }
         Ok(())
@@ -209,6 +221,7 @@ impl Engine {
         self.pump_drain();
         self.pump_sums();
         self.send_reports();
+        self.pump_live();
     }
 
     fn act(&mut self, effect: Effect) {
@@ -255,6 +268,7 @@ impl Engine {
             DestinationCommand::Peer(socket, hello, address) => self.next_peer = Some((socket, hello, address)),
             DestinationCommand::Promote { force, done } => self.promote(force, done),
             DestinationCommand::Status(answer) => drop(answer.send(self.status())),
+            DestinationCommand::Client(socket, negotiated) => self.serve_reader(socket, negotiated),
             DestinationCommand::Stop => self.stopping = true,
         }
     }
@@ -302,6 +316,8 @@ impl Engine {
         DestinationStatus {
             superblock: self.core.superblock().clone(),
             promotable: self.core.promotable(),
+            live: self.core.view().map(|view| view.mark.seq.0),
+            clients: self.live.count(),
             base_record: self.core.base().map(|mark| mark.seq.0),
             phase: staging.phase,
             staged_bytes: staging.tail - staging.head,

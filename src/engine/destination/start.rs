@@ -11,10 +11,11 @@ use super::super::disk::{Disk, make_folder};
 use super::super::memory::Memory;
 use super::super::ring::Ring;
 use super::super::source::{EngineError, journal_bytes};
+use super::live::Live;
 use super::receive::{drain_place, half_place, memory_bytes};
 use super::{Ended, Engine};
 use crate::core::Place;
-use crate::core::destination::{Destination, StagingPlan};
+use crate::core::destination::{Destination, StagingPlan, Unreadable};
 use crate::core::grains::Grains;
 use crate::core::recovery::copies::{Init, Reading};
 use crate::core::recovery::destination_start::{Action, Found, Promoted};
@@ -26,7 +27,7 @@ use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// An image, opened.
 #[derive(Debug)]
@@ -127,7 +128,7 @@ impl Folder {
         let volumes = hello.volumes.clone();
         let first =
             Superblock::first(Role::Destination, hello.source, &hello.name, hello.half_bytes, hello.epoch, volumes);
-        let first = Superblock { grain_bytes: hello.grain_bytes, ..first };
+        let first = Superblock { grain_bytes: hello.grain_bytes, lineage: hello.lineage, ..first };
         // Both copies, the one over the claim last and as the newer one: should it be torn, it is the next to be written.
         let superblock = Superblock { generation: 2, ..first.clone() };
         for version in [&first, &superblock] {
@@ -145,6 +146,11 @@ impl Folder {
     pub fn promoted_journal(path: &Path) -> PathBuf {
         path.join("promoted.journal")
     }
+
+    /// The journal files.
+    pub fn journal_files(path: &Path) -> [PathBuf; 2] {
+        [0, 1].map(|half| half_path(path, half))
+    }
 }
 
 fn half_path(folder: &Path, half: usize) -> PathBuf {
@@ -156,42 +162,46 @@ fn half_path(folder: &Path, half: usize) -> PathBuf {
 pub struct Handle {
     /// For commands.
     pub commands: Commands<DestinationCommand>,
+    /// Why clients that want to read the images are refused.
+    pub refusal: watch::Receiver<Option<Unreadable>>,
     /// Completes when the engine has ended.
     pub ended: oneshot::Receiver<Result<Ended, EngineError>>,
 }
 
-/// Starts an engine; returns when it is ready, or says why it can't. Blocks while the journal files are read.
-pub fn spawn(folder: Folder, images: Vec<Image>, plan: StagingPlan) -> anyhow::Result<Handle> {
+/// Starts an engine; returns when it is ready, or says why it can't. Blocks while the journal files are read. `live`:
+/// clients may read the images.
+pub fn spawn(folder: Folder, images: Vec<Image>, plan: StagingPlan, live: bool) -> anyhow::Result<Handle> {
     let (sender, commands) = crossbeam_channel::bounded(MAX_COMMANDS);
     let wake = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC).context("no eventfd can be made")?);
     let (ended_sender, ended) = oneshot::channel();
     let (ready_sender, ready) = crossbeam_channel::bounded(1);
-    let handle = Handle { commands: Commands::new(sender, wake.clone()), ended };
+    let commands_sender = Commands::new(sender, wake.clone());
     let name = folder.superblock.name.clone();
-    let body = move || match prepare(folder, images, plan, commands, wake) {
+    let body = move || match prepare(folder, images, plan, live, commands, wake) {
         Ok(engine) => {
             // The receiver waits right below.
-            let _ = ready_sender.send(Ok(()));
+            let _ = ready_sender.send(Ok(engine.live.refusal()));
             let _ = ended_sender.send(engine.run());
         }
         Err(error) => drop(ready_sender.send(Err(error))),
     };
     std::thread::Builder::new().name(format!("mirror {name}")).spawn(body).context("no thread can be started")?;
-    ready.recv().context("the engine's thread ended before it was ready")??;
-    Ok(handle)
+    let refusal = ready.recv().context("the engine's thread ended before it was ready")??;
+    Ok(Handle { commands: commands_sender, refusal, ended })
 }
 
 fn prepare(
     folder: Folder,
     images: Vec<Image>,
     plan: StagingPlan,
+    live: bool,
     commands: crossbeam_channel::Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
 ) -> anyhow::Result<Engine> {
     let Folder { path, state, superblock } = folder;
     super::receive::check_images(&superblock, &images).map_err(|reason| anyhow::anyhow!(reason))?;
     let half_bytes = superblock.half_bytes;
-    let bytes = memory_bytes(half_bytes);
+    let bytes = memory_bytes(half_bytes) + Live::bytes(live);
     let memory =
         Arc::new(Memory::map(bytes).with_context(|| format!("no {bytes} bytes of memory for the journal files"))?);
     let ring = Ring::new(memory.clone())?;
@@ -223,6 +233,7 @@ fn prepare(
         tracing::info!("source {name}: recovered {applied} to {} from the journal files", core.stored());
     }
     Ok(Engine {
+        live: Live::new(Place(memory_bytes(half_bytes) as u64), live, &core),
         core,
         ring,
         memory,

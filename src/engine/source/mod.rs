@@ -13,11 +13,10 @@ mod reads;
 mod report;
 mod start;
 
-use super::client::Client;
+use super::clients::{Clients, Serve as _, shut_down};
 use super::command::{Commands, Counters, LinkState, Setting, SourceCommand};
 use super::disk::Disk;
 use super::memory::{Memory, Pool};
-use super::request::Requests;
 use super::ring::Ring;
 use super::run;
 use super::zeroing::Zeroing;
@@ -33,14 +32,13 @@ use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
 use peer::Peer;
 use report::Report;
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{oneshot, watch};
 
-pub use start::{Handle, Plan, Volume, journal_bytes, spawn};
+pub use start::{Birth, Handle, Plan, Promoted, Volume, journal_bytes, spawn};
 
 /// Device writes of a flush under way while it is on time, and while it is late.
 const FLUSH_DEPTH: (u32, u32) = (4, 48);
@@ -88,12 +86,7 @@ struct Engine {
     ring: Ring<Token>,
     memory: Arc<Memory>,
     pool: Pool,
-    read_pool: Pool,
-    clients: Vec<Option<Client>>,
-    client_memory: Place,
-    /// Clients that wait for memory or for room in the queue.
-    gated: VecDeque<u32>,
-    requests: Requests,
+    clients: Clients,
     peer: Option<Peer>,
     peer_memory: Place,
     next_peer: Option<(std::os::fd::OwnedFd, Box<crate::format::wire::Welcome>)>,
@@ -115,8 +108,6 @@ struct Engine {
     started: Instant,
     effects: Vec<Effect>,
     pieces: Vec<(Place, u64)>,
-    /// Requests whose parts are all done.
-    finished: Vec<Ticket>,
     /// Writes whose client left in the middle of the payload.
     abandoned: Vec<(u32, Ticket, Option<super::client::Piece>)>,
     segments: Vec<Segment>,
@@ -163,9 +154,7 @@ impl Engine {
 
     /// Closes every socket and waits for what is still under way: its memory must not go before.
     fn drain(&mut self, failed: bool) {
-        for client in self.clients.iter_mut().flatten() {
-            shut_down(&client.socket);
-        }
+        self.clients.shut_down();
         self.close_peer("stopping");
         self.ring.drain();
         if failed {
@@ -244,15 +233,13 @@ impl Engine {
             self.effects = effects;
             settled &= !self.pump_copies();
             // What unanswerable requests give back may be what a gated client waits for.
-            settled &= !self.queue_replies() || self.gated.is_empty();
+            settled &= !self.queue_replies() || !self.clients.any_gated();
             if settled {
                 break;
             }
         }
         self.pump_flush();
-        for index in 0..self.clients.len() {
-            self.pump_client(index as u32);
-        }
+        self.pump_clients();
         Ok(())
     }
 
@@ -264,7 +251,7 @@ impl Engine {
             Effect::WriteSuperblock(block, offset) => self.write_superblock(&block, offset),
             Effect::WriteMap(bytes, offset) => self.write_map(&bytes, offset),
             Effect::Fail(ticket) => {
-                self.requests.get(ticket).error = Some(crate::format::nbd::Errno::Io);
+                self.clients.requests.get(ticket).error = Some(crate::format::nbd::Errno::Io);
                 self.part_answered(ticket);
             }
             Effect::Mode(mode) => self.report.mode(mode, &self.core, &self.link.borrow(), self.started),
@@ -280,9 +267,7 @@ impl Engine {
                 tracing::error!(
                     "{reason}. No write is answered any more; clients' connections are closed without a reply"
                 );
-                for index in 0..self.clients.len() {
-                    self.kill_client(index as u32);
-                }
+                self.kill_clients();
                 self.close_peer(&reason);
                 self.link.send_replace(LinkState::Fenced(epoch));
             }
@@ -299,7 +284,7 @@ impl Engine {
 
     fn handle_command(&mut self, command: SourceCommand) {
         match command {
-            SourceCommand::Client(socket, negotiated) => self.add_client(socket, negotiated),
+            SourceCommand::Client(socket, negotiated) => self.serve_client(socket, negotiated),
             SourceCommand::Hello(answer) => drop(answer.send(self.core.superblock().clone())),
             SourceCommand::Peer(socket, welcome) => self.next_peer = Some((socket, welcome)),
             SourceCommand::Sync(done) => {
@@ -359,12 +344,6 @@ impl Engine {
 /// An operation on this disk failed for good.
 pub(super) fn failed(what: &str, disk: &Disk, cause: io::Error) -> EngineError {
     EngineError::Disk { what: format!("{what} ({})", disk.path().display()), cause }
-}
-
-/// Ends a connection in both directions; whatever waits on it completes.
-fn shut_down(socket: &impl AsRawFd) {
-    // ENOTCONN: the other side was faster.
-    let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
 }
 
 /// Where the dirty bitmap starts in the journal, in bytes: behind both halves.

@@ -1,10 +1,9 @@
 //! A source's start: the journal is opened or made, what it holds is recovered, and the engine's thread begins.
 
-use super::super::client::CLIENT_BYTES;
+use super::super::clients::Clients;
 use super::super::command::{Commands, Counters, LinkState, MAX_COMMANDS, SourceCommand};
 use super::super::disk::{Disk, random_id};
 use super::super::memory::{Memory, Pool};
-use super::super::request::Requests;
 use super::super::ring::Ring;
 use super::peer::PEER_BYTES;
 use super::report::Report;
@@ -18,12 +17,11 @@ use crate::core::recovery::{self, Halves as _};
 use crate::core::source::{FrameId, Shape, Source};
 use crate::core::{Durability, Place};
 use crate::format::frame::{Header, padded};
-use crate::format::ids::Epoch;
+use crate::format::ids::{Epoch, Mark};
 use crate::format::superblock::{Role, Superblock, Volume as VolumeFacts, encode_claim};
 use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, MAX_CLIENTS, READ_MEMORY_BYTES, RECEIVE_MEMORY_BYTES};
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -62,10 +60,50 @@ pub struct Plan {
     pub journal_bytes: u64,
     /// The volumes, in the order of the configuration.
     pub volumes: Vec<Volume>,
-    /// The epoch of a journal that is made now.
-    pub epoch: Epoch,
+    /// Where a journal that is made now begins.
+    pub birth: Birth,
     /// Whether a journal may be made over foreign content.
     pub init: bool,
+}
+
+/// Where a source begins.
+#[derive(Debug)]
+pub enum Birth {
+    /// With volumes of which no destination knows anything.
+    First,
+    /// With a promote: its order goes on behind the last record that the promoted destination held.
+    Promote(Box<Promoted>),
+}
+
+/// A promoted destination, as far as the source that takes its place needs to know it.
+#[derive(Debug)]
+pub struct Promoted {
+    /// Its state.
+    pub state: Superblock,
+    /// Its journal files.
+    pub files: [PathBuf; 2],
+    /// Whether the old source handed over, with nothing under way, and is going to be the destination: writes wait for it
+    /// then, for the policy's timeout.
+    pub handed_over: bool,
+    /// Whether somebody else may write to the images without a word here: then nothing is known of what differs.
+    pub unwatched: bool,
+}
+
+impl Promoted {
+    /// The last boundary that was held.
+    pub fn at(&self) -> Mark {
+        self.state.known.last().copied().unwrap_or(self.state.clean)
+    }
+}
+
+impl Birth {
+    /// The epoch that a journal is of.
+    fn epoch(&self) -> Epoch {
+        match self {
+            Birth::First => Epoch(1),
+            Birth::Promote(promoted) => promoted.state.epoch,
+        }
+    }
 }
 
 /// A running engine.
@@ -109,10 +147,14 @@ fn prepare(
 ) -> anyhow::Result<Engine> {
     let (journal, mut superblock) = open_journal(&plan)?;
     let half_bytes = superblock.half_bytes;
-    let pool_bytes = 2 * half_bytes as usize + RECEIVE_MEMORY_BYTES;
-    let read_place = Place(pool_bytes as u64);
-    let client_memory = Place(read_place.0 + READ_MEMORY_BYTES as u64);
-    let peer_memory = Place(client_memory.0 + (MAX_CLIENTS * CLIENT_BYTES) as u64);
+    // What a promote left unapplied is in the pool as well, until it is on the images.
+    // A journal that was just made has nothing of its own yet, so it takes its own halves' place.
+    let inherits = matches!(&plan.birth, Birth::Promote(promoted) if promoted.at() == superblock.clean);
+    let inherited_place = Place(if superblock.incarnation == 0 { 0 } else { 2 * half_bytes });
+    let inherited_bytes = if inherits { inherited_place.0 as usize } else { 0 };
+    let pool_bytes = 2 * half_bytes as usize + inherited_bytes + RECEIVE_MEMORY_BYTES;
+    let client_place = Place(pool_bytes as u64);
+    let peer_memory = Place(client_place.0 + Clients::bytes(MAX_CLIENTS, READ_MEMORY_BYTES) as u64);
     let superblock_memory = Place(peer_memory.0 + PEER_BYTES as u64);
     let map_memory = Place(superblock_memory.0 + BLOCK_BYTES as u64);
     let zeros = Place(map_memory.0 + dirty::MAX_WRITE_BYTES as u64);
@@ -143,7 +185,6 @@ fn prepare(
         journal.store_block(&[0; BLOCK_BYTES], journal_offset(half_bytes, half, position))?;
     }
 
-    let place = |id: FrameId, position: u64| Place(id.fill.half() as u64 * half_bytes + position);
     let mut used = Vec::new();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let shape = Shape {
@@ -154,18 +195,15 @@ fn prepare(
         started_unix_s: now.as_secs(),
     };
     let dirty = load_map(&journal, &superblock)?;
-    let core = Source::recover(shape, superblock, dirty, recovered, |id, position| {
-        let header_place = place(id, position);
-        used.push((header_place, BLOCK_BYTES as u64));
-        let header = halves.block(id.fill.half(), position).and_then(|block| Some((Header::parse(block).ok()?, block)));
-        let payload = Place(header_place.0 + BLOCK_BYTES as u64);
-        let records = header.map(|(header, block)| recovery::records(&header, block, payload)).unwrap_or_default();
-        let with_payload = records.iter().filter(|(record, _)| record.payload_bytes() > 0);
-        used.extend(with_payload.map(|(record, place)| (*place, padded(record.payload_bytes()) as u64)));
-        let entries =
-            records.into_iter().map(|(record, place)| Entry { record, place, ticket: Ticket::NONE }).collect();
-        (header_place, entries)
+    let begun = superblock.clean;
+    let mut core = Source::recover(shape, superblock, dirty, recovered, |id, position| {
+        frame_in_memory(&halves, Place(0), id, position, &mut used)
     });
+    if let Birth::Promote(promoted) = &plan.birth
+        && promoted.at() == begun
+    {
+        inherit(promoted, &memory, inherited_place, &mut core, &mut used)?;
+    }
     if core.fenced() {
         let epoch = core.superblock().fenced_by;
         tracing::error!(
@@ -179,12 +217,8 @@ fn prepare(
         durability: plan.durability,
         ring,
         pool: Pool::with(Place(0), pool_bytes / CHUNK_BYTES, used.into_iter()),
-        read_pool: Pool::new(read_place, READ_MEMORY_BYTES / CHUNK_BYTES),
         memory,
-        clients: Vec::new(),
-        client_memory,
-        gated: VecDeque::new(),
-        requests: Requests::default(),
+        clients: Clients::new(client_place, MAX_CLIENTS, READ_MEMORY_BYTES),
         peer: None,
         peer_memory,
         next_peer: None,
@@ -206,10 +240,63 @@ fn prepare(
         started: Instant::now(),
         effects: Vec::new(),
         pieces: Vec::new(),
-        finished: Vec::new(),
         abandoned: Vec::new(),
         segments: Vec::new(),
     })
+}
+
+/// A frame that was found in halves that are in memory from `base` on: where its header is, and its records.
+fn frame_in_memory(
+    halves: &[&[u8]; 2],
+    base: Place,
+    id: FrameId,
+    position: u64,
+    used: &mut Vec<(Place, u64)>,
+) -> (Place, Vec<Entry>) {
+    let half = id.fill.half();
+    let header_place = Place(base.0 + (half * halves[0].len()) as u64 + position);
+    used.push((header_place, BLOCK_BYTES as u64));
+    let header = halves.block(half, position).and_then(|block| Some((Header::parse(block).ok()?, block)));
+    let payload = Place(header_place.0 + BLOCK_BYTES as u64);
+    let records = header.map(|(header, block)| recovery::records(&header, block, payload)).unwrap_or_default();
+    let with_payload = records.iter().filter(|(record, _)| record.payload_bytes() > 0);
+    used.extend(with_payload.map(|(record, place)| (*place, padded(record.payload_bytes()) as u64)));
+    let entry = |(record, place)| Entry { record, place, ticket: Ticket::NONE };
+    (header_place, records.into_iter().map(entry).collect())
+}
+
+/// Takes over the fills that the promoted destination had stored and not applied.
+fn inherit(
+    promoted: &Promoted,
+    memory: &Memory,
+    base: Place,
+    core: &mut Source,
+    used: &mut Vec<(Place, u64)>,
+) -> anyhow::Result<()> {
+    let (state, at) = (&promoted.state, promoted.at());
+    if state.clean == at {
+        return Ok(());
+    }
+    let half_bytes = state.half_bytes;
+    for (half, path) in promoted.files.iter().enumerate() {
+        let place = Place(base.0 + half as u64 * half_bytes);
+        Disk::open("journal file", path)?.load(memory, place, 0, half_bytes)?;
+    }
+    let place = |half: u64| Place(base.0 + half * half_bytes);
+    // SAFETY: nothing is under way yet.
+    let halves = [0, 1].map(|half| unsafe { memory.bytes(place(half), half_bytes as usize) });
+    let recovered = recovery::recover(&halves, state.source, state.clean, state.whole)?;
+    if recovered.end != at {
+        anyhow::bail!(
+            "the journal files {} and {} end at {}, but {at} was promoted: they were changed, or are damaged",
+            promoted.files[0].display(),
+            promoted.files[1].display(),
+            recovered.end
+        );
+    }
+    tracing::info!("source {}: {} to {at} go to the images behind", state.name, state.clean);
+    core.inherit(&recovered, |id, position| frame_in_memory(&halves, base, id, position, used));
+    Ok(())
 }
 
 /// Opens the journal and checks that it is this source's, or makes it.
@@ -217,6 +304,15 @@ fn open_journal(plan: &Plan) -> anyhow::Result<(Disk, Superblock)> {
     let journal = Disk::open_or_create("journal", &plan.journal)?;
     let (blocks, blank) = journal.first_blocks(BLANK_BYTES)?;
     let read = Reading::of(Role::Source, [&blocks[0], &blocks[1]], blank);
+    if let Birth::Promote(promoted) = &plan.birth
+        && read
+            .newest
+            .as_ref()
+            .is_some_and(|of| of.lineage == promoted.state.lineage && of.epoch < promoted.state.epoch)
+    {
+        // That of an earlier promote, whose source has been a destination since.
+        return make_journal(plan, journal);
+    }
     let misfit = read.newest.as_ref().and_then(|superblock| check_journal(plan, superblock).err());
     let fenced = read.newest.as_ref().is_some_and(|superblock| superblock.fenced_by.0 != 0);
     let found = Found {
@@ -273,14 +369,34 @@ fn make_journal(plan: &Plan, mut journal: Disk) -> anyhow::Result<(Disk, Superbl
     // may be gone when the file has been written to its length.
     let claim = encode_claim(&plan.name);
     journal.store_block(&claim, 0)?;
-    journal.preallocate(journal_bytes(half_bytes, &sizes, plan.grain_bytes))?;
-    journal.store_block(&claim, 0)?;
+    let bytes = journal_bytes(half_bytes, &sizes, plan.grain_bytes);
+    // A promote finds it as the first contact made it, and has no time to write all of it.
+    if matches!(plan.birth, Birth::First) || journal.size_bytes < bytes {
+        journal.preallocate(bytes)?;
+        journal.store_block(&claim, 0)?;
+    }
     let id = random_id().context("no random identity for the source")?;
     let volumes = plan.volumes.iter().map(facts).collect();
-    let first = Superblock::first(Role::Source, id, &plan.name, half_bytes, plan.epoch, volumes);
+    let first = Superblock::first(Role::Source, id, &plan.name, half_bytes, plan.birth.epoch(), volumes);
     let first = Superblock { grain_bytes: plan.grain_bytes, ..first };
-    // No destination has anything yet.
-    store_map(&journal, &first)?;
+    let first = match &plan.birth {
+        Birth::First => first,
+        // Whoever holds just what was promoted lacks nothing but what is marked from now on. The old source may hold more, or
+        // less: it says so when it comes back as the destination.
+        Birth::Promote(promoted) => Superblock {
+            lineage: promoted.state.lineage,
+            clean: promoted.at(),
+            known: vec![promoted.at()],
+            alone: !promoted.handed_over,
+            ..first
+        },
+    };
+    let all = match &plan.birth {
+        // No destination has anything yet.
+        Birth::First => true,
+        Birth::Promote(promoted) => promoted.unwatched,
+    };
+    store_map(&journal, &first, all)?;
     // Both copies, the one over the claim last and as the newer one: should it be torn, it is the next to be written.
     let superblock = Superblock { generation: 2, ..first.clone() };
     for version in [&first, &superblock] {
@@ -294,10 +410,14 @@ pub fn journal_bytes(half_bytes: u64, sizes: &[u64], grain_bytes: u32) -> u64 {
     map_offset(half_bytes) + dirty::stored_bytes(sizes, grain_bytes)
 }
 
-/// Writes a dirty bitmap in which everything is marked.
-fn store_map(journal: &Disk, superblock: &Superblock) -> anyhow::Result<()> {
+/// Writes a dirty bitmap in which everything is marked, or nothing.
+fn store_map(journal: &Disk, superblock: &Superblock, all: bool) -> anyhow::Result<()> {
     let mut dirty = Dirty::clean(superblock.source, &superblock.sizes(), superblock.grain_bytes);
+    // Each sector has to be written once: one that can't be read counts as all dirty.
     dirty.fill();
+    if !all {
+        dirty.clear();
+    }
     let mut bytes = Vec::new();
     while let Some(at) = dirty.next_write(&mut bytes) {
         journal.store(&bytes, map_offset(superblock.half_bytes) + at)?;

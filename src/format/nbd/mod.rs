@@ -5,9 +5,11 @@
 //! stated in `docs/nbd-protocol.md`.
 //!
 //! - [`options`]: the handshake, from the greeting to the choice of an export.
+//! - [`identity`]: what an export tells of its volume.
 //! - [`request`]: requests of the transmission phase, and the check that makes a [`Command`] of one.
 //! - [`reply`]: simple replies and chunks of structured replies.
 
+pub mod identity;
 pub mod options;
 pub mod reply;
 pub mod request;

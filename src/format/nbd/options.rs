@@ -2,6 +2,7 @@
 //!
 //! NBD protocol, sections "Newstyle negotiation", "Fixed newstyle negotiation" and "Values", "Handshake phase".
 
+use super::identity::Identity;
 use super::{ExportShape, MAX_PAYLOAD_BYTES};
 use zerocopy::network_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable};
@@ -83,6 +84,8 @@ pub const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 pub const INFO_EXPORT: u16 = 0;
 /// NBD_INFO_NAME.
 pub const INFO_NAME: u16 = 1;
+/// NBD_INFO_DESCRIPTION.
+pub const INFO_DESCRIPTION: u16 = 2;
 /// NBD_INFO_BLOCK_SIZE.
 pub const INFO_BLOCK_SIZE: u16 = 3;
 
@@ -281,6 +284,11 @@ impl Replies {
     /// An export's own name, which tells a client what the default export is.
     pub fn info_name(&mut self, name: &str) {
         self.push(REP_INFO, &[&INFO_NAME.to_be_bytes(), name.as_bytes()]);
+    }
+
+    /// An export's description: who it is.
+    pub fn info_description(&mut self, identity: &Identity) {
+        self.push(REP_INFO, &[&INFO_DESCRIPTION.to_be_bytes(), identity.to_string().as_bytes()]);
     }
 
     /// An export's minimum, preferred and maximum block size.
