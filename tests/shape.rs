@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate, lowest first: each may name only itself and those before it.
-const LAYERS: [&str; 7] = ["limits", "canary", "format", "core", "engine", "control", "cli"];
+const LAYERS: [&str; 8] = ["limits", "canary", "format", "core", "engine", "attach", "control", "cli"];
 
 /// Layers that must run the same way every time, everywhere: they are what a simulator runs.
 const PURE_LAYERS: [&str; 4] = ["limits", "canary", "format", "core"];
@@ -47,6 +47,26 @@ fn layers_depend_one_way() {
         let rank = rank(layer).ok_or_else(|| format!("{layer} is not in LAYERS"))?;
         let upward = file.crate_modules().into_iter().find(|module| self::rank(module).is_none_or(|r| r > rank));
         refuse(upward.map(|module| format!("{layer} names crate::{module}, which stands above it")))
+    });
+}
+
+/// Attaching and the daemons stand beside each other, and it needs of the engine only what no safe call does.
+#[test]
+fn attach_stands_beside_control() {
+    assert_clean(|file| {
+        let named = |module: &str| file.crate_modules().iter().any(|found| found == module);
+        if file.layer() == "control" && named("attach") {
+            return Err("control names crate::attach".to_owned());
+        }
+        if file.layer() != "attach" {
+            return Ok(());
+        }
+        let foreign = ["core", "limits", "canary"].into_iter().find(|module| named(module));
+        refuse(foreign.map(|module| format!("attach names crate::{module}")))?;
+        let engine = |path: &&Vec<String>| path.starts_with(&["crate".to_owned(), "engine".to_owned()]);
+        let paths = file.paths();
+        let wide = paths.iter().filter(engine).find(|path| path.get(2).is_none_or(|module| module != "process"));
+        refuse(wide.map(|path| format!("names {}", path.join("::"))))
     });
 }
 

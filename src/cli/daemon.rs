@@ -25,7 +25,7 @@ pub(super) fn destination(args: &DaemonArgs) -> anyhow::Result<()> {
 }
 
 /// Logs to stderr: from `info` upwards, or as RUST_LOG says.
-fn start_log() -> anyhow::Result<()> {
+pub(super) fn start_log() -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .from_env()

@@ -1,7 +1,9 @@
 //! The command line: one file a verb.
 
+mod attach;
 mod daemon;
 pub mod demo;
+mod detach;
 mod inspect;
 mod promote;
 mod set;
@@ -18,6 +20,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
+use crate::attach::AttachError;
 use crate::control::admin::{self, CallError, Request};
 
 /// Exit code: it failed; the message says why.
@@ -29,14 +32,18 @@ const EXIT_UNREACHABLE: u8 = 4;
 /// Exit code: volumes and images differ.
 const EXIT_DIFFERENT: u8 = 5;
 
+/// Exit code: the kernel's NBD client can't be used.
+const EXIT_KERNEL: u8 = 6;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  failed; one message on stderr says why
   2  wrong usage
-  3  the daemon refused what was asked
-  4  the daemon can't be reached
-  5  verify found differences that are not repaired";
+  3  refused: by the daemon that was asked, or because a device or server isn't the right one
+  4  the daemon can't be reached, or no server has the volume
+  5  verify found differences that are not repaired
+  6  the kernel's NBD client isn't loaded, or not permitted";
 
 /// Mirrors block devices synchronously, in userspace, over NBD.
 #[derive(Debug, Parser)]
@@ -64,6 +71,10 @@ enum Verb {
     Promote(promote::PromoteArgs),
     /// Look into what a fenced source discarded, or into a journal
     Inspect(inspect::InspectArgs),
+    /// Keep /dev/nbdN at a volume through failovers (an agent, in the foreground)
+    Attach(attach::AttachArgs),
+    /// Take /dev/nbdN off its volume
+    Detach(detach::DetachArgs),
     /// Run both daemons on local files, kill the source, promote, and check that no write is lost
     Demo {
         /// Keep the files in this folder instead of a temporary one
@@ -104,6 +115,8 @@ pub fn main() -> ExitCode {
         Verb::Verify(args) => verify::run(&args),
         Verb::Promote(args) => promote::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Attach(args) => attach::run(args),
+        Verb::Detach(args) => detach::run(&args),
         Verb::Demo { dir } => demo::run(dir),
     };
     match done {
@@ -121,7 +134,12 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(CallError::Refused(_)) => EXIT_REFUSED,
         Some(CallError::Unreachable(_)) => EXIT_UNREACHABLE,
         None if error.is::<verify::Different>() => EXIT_DIFFERENT,
-        None => EXIT_FAILURE,
+        None => match error.downcast_ref() {
+            Some(AttachError::Refused(_)) => EXIT_REFUSED,
+            Some(AttachError::Unreachable(_)) => EXIT_UNREACHABLE,
+            Some(AttachError::Kernel(_)) => EXIT_KERNEL,
+            None => EXIT_FAILURE,
+        },
     }
 }
 
@@ -170,6 +188,10 @@ mod tests {
             "inspect discarded-by-epoch-2.journal",
             "inspect alpha.journal --json --covering vol0:4096",
             "inspect alpha.journal --record c17 --output bytes",
+            "attach nbd://a/vol0 nbd+unix:///vol0?socket=/run/b.nbd",
+            "attach --device /dev/nbd0 --wait 1m --io-timeout 100ms nbd://a/vol0",
+            "attach --list --json",
+            "detach /dev/nbd0 --force",
             "demo",
             "demo --dir /tmp/d",
         ] {
@@ -187,6 +209,13 @@ mod tests {
             "promote --admin /a",
             "status --admin /a --json --watch",
             "set --admin /a",
+            "attach",
+            "attach http://a/vol0",
+            "attach --list nbd://a/vol0",
+            "attach --device /dev/sda nbd://a/vol0",
+            "attach --io-timeout 1ms nbd://a/vol0",
+            "attach --json nbd://a/vol0",
+            "detach",
             "set --admin /a durability=flush",
             "inspect",
             "inspect a --record x",
@@ -206,6 +235,9 @@ mod tests {
         let refused = anyhow::Error::new(CallError::Refused("no".into()));
         assert_eq!(exit_code(&refused.context("can't promote")), 3);
         assert_eq!(exit_code(&CallError::Unreachable("no".into()).into()), 4);
+        assert_eq!(exit_code(&AttachError::Refused("no".into()).into()), 3);
+        assert_eq!(exit_code(&AttachError::Unreachable("no".into()).into()), 4);
+        assert_eq!(exit_code(&AttachError::Kernel("no".into()).into()), 6);
         assert_eq!(exit_code(&anyhow::anyhow!("anything else")), 1);
     }
 }

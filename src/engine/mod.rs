@@ -6,6 +6,7 @@
 //! - `memory`: the memory that the kernel reads and writes, and how it is handed out.
 //! - `ring`: operations that own their memory until they are complete.
 //! - `disk`: opening, locking and preallocating files and devices.
+//! - `process`: what a process asks of the system for itself.
 //! - `run`: runs of a flush, an apply or a drain go to a device.
 //! - `zeroing`: ranges become zeros, by whatever way the device has.
 //! - `kept`: what a fenced source discards is written to a file.
@@ -21,6 +22,7 @@ pub mod disk;
 mod extents;
 pub mod kept;
 pub mod memory;
+pub mod process;
 mod request;
 pub mod ring;
 mod run;

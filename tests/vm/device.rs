@@ -1,5 +1,6 @@
 //! The kernel's NBD device, attached over netlink by nbd-client.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,10 +17,18 @@ impl Device {
     pub fn attach(socket: &Path, export: &str) -> Device {
         let name = Device::unused();
         let path = PathBuf::from(format!("/dev/{name}"));
-        std::fs::write(format!("/sys/block/{name}/queue/io_timeout"), "1000").expect("set a device's io_timeout");
+        fs::write(format!("/sys/block/{name}/queue/io_timeout"), "1000").expect("set a device's io_timeout");
         let args = ["-N", export, "-b", "4096", "-unix"].map(AsRef::as_ref);
         run("nbd-client", args.into_iter().chain([socket.as_os_str(), path.as_os_str()]));
         Device { path }
+    }
+
+    /// Sectors that were written to it since it was attached, as the kernel counts them when they are answered.
+    #[track_caller]
+    pub fn sectors_written(&self) -> u64 {
+        let name = self.path.file_name().expect("a device's name").to_string_lossy();
+        let stat = fs::read_to_string(format!("/sys/block/{name}/stat")).expect("a device's statistics");
+        stat.split_whitespace().nth(6).and_then(|sectors| sectors.parse().ok()).expect("sectors written")
     }
 
     /// The name of a device that no test of this run has had.

@@ -1,5 +1,7 @@
 //! The machine that the tests run on.
 
+use std::path::PathBuf;
+
 /// Fails a test outside the virtual machine: it would attach devices of the host's kernel, and set its memory limits.
 #[track_caller]
 pub fn assert_in_guest() {
@@ -7,6 +9,16 @@ pub fn assert_in_guest() {
         std::env::var_os("NBD_MIRROR_VM_RESULTS").is_some() && cmdline().contains("virtme"),
         "this test needs a virtual machine of its own: make test-vm"
     );
+}
+
+/// Where a file for the host goes.
+pub fn results(name: &str) -> PathBuf {
+    PathBuf::from(std::env::var_os("NBD_MIRROR_VM_RESULTS").expect("a folder for results")).join(name)
+}
+
+/// The kernel's release, "6.1.0-…".
+pub fn kernel() -> String {
+    read("/proc/sys/kernel/osrelease").trim().to_owned()
 }
 
 /// A value of /proc/meminfo, in bytes.

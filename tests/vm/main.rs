@@ -9,9 +9,13 @@
 #[allow(dead_code, unused_imports, reason = "shared with the end-to-end tests, which use the rest")]
 mod harness;
 
+mod agent;
 mod device;
 mod ext4;
+mod failover;
 mod filesystem;
 mod guest;
 mod kernel_log;
 mod pressure;
+mod records;
+mod times;
