@@ -26,6 +26,8 @@ BOOTS = [
 
 
 def main():
+    # Whoever ends this wants the machine ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     wanted = sys.argv[1:]
     tests = build_tests()
     program = ROOT / "target" / "release" / "nbd-mirror"
