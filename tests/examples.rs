@@ -12,9 +12,11 @@ fn example(name: &str) -> PathBuf {
 fn the_examples_are_valid_and_fit_each_other() {
     let source = SourceConfig::load(&example("source.toml")).unwrap();
     let destination = DestinationConfig::load(&example("destination.toml")).unwrap();
-    assert_eq!(source.destination.unwrap().address, destination.listen);
+    let standby = DestinationConfig::of_source(&source).unwrap();
+    assert_eq!(source.destination.as_ref().unwrap().address, destination.listen);
     let mirrored = destination.sources.iter().find(|s| s.name == source.name).unwrap();
     let volumes: Vec<_> = source.volumes.iter().map(|v| &v.name).collect();
     let images: Vec<_> = mirrored.volumes.iter().map(|v| &v.name).collect();
     assert_eq!(volumes, images);
+    assert_eq!(mirrored.peer.as_ref(), Some(&standby.listen));
 }

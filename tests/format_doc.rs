@@ -8,7 +8,7 @@ use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
 use nbd_mirror::format::kept::{FRAMES_OFFSET, Kept};
 use nbd_mirror::format::map;
 use nbd_mirror::format::superblock::{Phase, Role, Staging, Superblock, Volume, encode_claim};
-use nbd_mirror::format::wire::{REPORT_BYTES, Report, Signal, Sum, Verdict, Welcome, encode_hello};
+use nbd_mirror::format::wire::{Fork, REPORT_BYTES, Report, Signal, Sum, Verdict, Welcome, encode_hello, encode_lacks};
 use nbd_mirror::limits::{
     BLOCK_BYTES, COPY_WINDOW_BYTES, JOURNAL_DATA_OFFSET, MAX_BOUNDARIES, MAX_COPY_WINDOWS, MAX_FRAME_PAYLOAD_BYTES,
     MAX_GRAIN_BYTES, MAX_KNOWN_MARKS, MAX_RECORDS_PER_FRAME, MAX_SUMS, MAX_VOLUMES, SUM_GRAIN_BYTES,
@@ -330,6 +330,7 @@ fn the_connection_is_as_documented() {
         fresh: false,
         applied: mark(102),
         boundaries: (0..MAX_BOUNDARIES as u64).map(|n| mark(1000 + n)).collect(),
+        fork: Some(Fork { at: mark(110), source: Id(*b"0123456789abcdef") }),
         reason: "because".into(),
     };
     let (table, entry) = (&tables["Welcome"], &tables["Mark"]);
@@ -345,6 +346,10 @@ fn the_connection_is_as_documented() {
     assert_eq!(table.text(&*block, "reason"), "because");
     assert_mark(&tables, table.raw(&*block, "applied"), 102);
     assert_mark(&tables, table.raw(&*block, "base"), 107);
+    assert_eq!(table.number(&*block, "forked"), 1);
+    assert_mark(&tables, table.raw(&*block, "fork_at"), 110);
+    assert_eq!(table.raw(&*block, "fork_source"), b"0123456789abcdef");
+    assert_preamble(&tables, &*encode_lacks(), "NBDMLACK", 0);
     let last = MAX_BOUNDARIES - 1;
     assert_mark(&tables, table.entry(&*block, "boundaries", entry, last), 1000 + last as u64);
 }
@@ -363,6 +368,7 @@ fn the_signals_are_as_documented() {
         (Signal::Settle { common: mark(103) }, 3, "settle", 0, mark(103), [0; 4]),
         (Signal::Restart { at: mark(104) }, 4, "restart", 0, mark(104), [0; 4]),
         (Signal::Ping { answered: Seq(105), alone: true }, 5, "ping", 1, pinged, [0; 4]),
+        (Signal::TakeOver { at: mark(109) }, 7, "take over", 0, mark(109), [0; 4]),
         (Signal::Ask { id: 106, volume: 7, offset: 8192, length: 108 }, 6, "ask", 0, nothing, [106, 7, 8192, 108]),
     ];
     for (signal, kind, name, flag, expected, rest) in signals {

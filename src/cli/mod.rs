@@ -6,8 +6,10 @@ pub mod demo;
 mod detach;
 mod inspect;
 mod promote;
+mod rejoin;
 mod set;
 mod status;
+mod switchover;
 mod sync;
 mod verify;
 mod view;
@@ -69,6 +71,10 @@ enum Verb {
     Verify(verify::VerifyArgs),
     /// Make a source's images writable and serve them here (at a destination)
     Promote(promote::PromoteArgs),
+    /// Swap roles with nothing in doubt: the destination serves, and this side mirrors it (where the volumes are served)
+    Switchover(switchover::SwitchoverArgs),
+    /// Become the destination of the side that was promoted (at a fenced source)
+    Rejoin(rejoin::RejoinArgs),
     /// Look into what a fenced source discarded, or into a journal
     Inspect(inspect::InspectArgs),
     /// Keep /dev/nbdN at a volume through failovers (an agent, in the foreground)
@@ -114,6 +120,8 @@ pub fn main() -> ExitCode {
         Verb::Set(args) => set::run(&args),
         Verb::Verify(args) => verify::run(&args),
         Verb::Promote(args) => promote::run(&args),
+        Verb::Switchover(args) => switchover::run(&args),
+        Verb::Rejoin(args) => rejoin::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Attach(args) => attach::run(args),
         Verb::Detach(args) => detach::run(&args),
@@ -134,6 +142,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(CallError::Refused(_)) => EXIT_REFUSED,
         Some(CallError::Unreachable(_)) => EXIT_UNREACHABLE,
         None if error.is::<verify::Different>() => EXIT_DIFFERENT,
+        None if error.is::<rejoin::Discards>() => EXIT_REFUSED,
+        None => EXIT_FAILURE,
         None => match error.downcast_ref() {
             Some(AttachError::Refused(_)) => EXIT_REFUSED,
             Some(AttachError::Unreachable(_)) => EXIT_UNREACHABLE,
@@ -185,6 +195,11 @@ mod tests {
             "verify --admin /run/a --repair --json",
             "promote --admin /run/a alpha",
             "promote --admin /run/a alpha --force",
+            "switchover --admin /run/a",
+            "switchover --admin /run/a alpha",
+            "rejoin --admin /run/a",
+            "rejoin --admin /run/a alpha --discard",
+            "rejoin --admin /run/a --json",
             "inspect discarded-by-epoch-2.journal",
             "inspect alpha.journal --json --covering vol0:4096",
             "inspect alpha.journal --record c17 --output bytes",

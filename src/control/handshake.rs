@@ -1,8 +1,10 @@
 //! The first words of both sides over a replication connection, before the engines take it over.
 
+use crate::core::dirty::{self, Dirty};
+use crate::core::grains::Grains;
 use crate::format::block::{Block, BlockError};
 use crate::format::superblock::Superblock;
-use crate::format::wire::{self, HELLO, WELCOME, Welcome};
+use crate::format::wire::{self, HELLO, LACKS, WELCOME, Welcome};
 use crate::limits::BLOCK_BYTES;
 use anyhow::{Context as _, bail};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -37,16 +39,39 @@ pub fn into_owned_fd(stream: TcpStream) -> anyhow::Result<OwnedFd> {
     Ok(stream.into())
 }
 
-/// Introduces this source at a destination, and returns what it says.
-pub async fn introduce(stream: &mut TcpStream, source: &Superblock) -> anyhow::Result<Welcome> {
+/// Introduces this source at a destination, and returns what it says: its welcome, and before that what it may lack.
+pub async fn introduce(stream: &mut TcpStream, source: &Superblock) -> anyhow::Result<(Welcome, Option<Box<Grains>>)> {
     stream.write_all(&*wire::encode_hello(source)).await.context("the destination closed the connection")?;
-    let block = receive(stream, WELCOME, WELCOME_LIMIT).await?;
-    Welcome::decode(&block).map_err(|error| not_ours(&error))
+    let mut block = receive(stream, &[WELCOME, LACKS], WELCOME_LIMIT).await?;
+    let mut lacks = None;
+    if block[..8] == LACKS {
+        wire::decode_lacks(&block).map_err(|error| not_ours(&error))?;
+        let (sizes, grain_bytes) = (source.sizes(), source.grain_bytes);
+        let mut bytes = vec![0; dirty::stored_bytes(&sizes, grain_bytes) as usize];
+        timeout(LIMIT, stream.read_exact(&mut bytes)).await.context("it says nothing more")??;
+        let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
+        let (dirty, unreadable) = Dirty::load(source.source, &sizes, grain_bytes, |block| &blocks[block as usize]);
+        if unreadable > 0 {
+            tracing::warn!(
+                "{unreadable} sectors of what the destination may lack can't be read: all they stand for is compared"
+            );
+        }
+        lacks = Some(Box::new(dirty.grains().clone()));
+        block = receive(stream, &[WELCOME], WELCOME_LIMIT).await?;
+    }
+    Ok((Welcome::decode(&block).map_err(|error| not_ours(&error))?, lacks))
+}
+
+/// Says what this side may lack, before the engine answers the hello.
+pub async fn tell_lacks(stream: &mut TcpStream, map: &[u8]) -> anyhow::Result<()> {
+    stream.write_all(&*wire::encode_lacks()).await.context("the source closed the connection")?;
+    timeout(LIMIT, stream.write_all(map)).await.context("the source doesn't listen")??;
+    Ok(())
 }
 
 /// Receives the introduction of a source.
 pub async fn receive_hello(stream: &mut TcpStream) -> anyhow::Result<Result<Superblock, BlockError>> {
-    Ok(wire::decode_hello(&*receive(stream, HELLO, LIMIT).await?))
+    Ok(wire::decode_hello(&*receive(stream, &[HELLO], LIMIT).await?))
 }
 
 /// Answers a hello without an engine.
@@ -55,11 +80,11 @@ pub async fn answer(stream: &mut TcpStream, welcome: &Welcome) -> anyhow::Result
 }
 
 /// Receives a block; the magic is looked at as soon as it is there, for another program may never send a whole one.
-async fn receive(stream: &mut TcpStream, magic: [u8; 8], limit: Duration) -> anyhow::Result<Box<Block>> {
+async fn receive(stream: &mut TcpStream, magics: &[[u8; 8]], limit: Duration) -> anyhow::Result<Box<Block>> {
     let mut block = Box::new([0; BLOCK_BYTES]);
     let whole = async {
         stream.read_exact(&mut block[..8]).await.context("it closed the connection before it introduced itself")?;
-        if block[..8] != magic {
+        if !magics.iter().any(|magic| block[..8] == *magic) {
             let mut first = [0; 8];
             first.copy_from_slice(&block[..8]);
             bail!(not_ours(&BlockError::Magic(first)));

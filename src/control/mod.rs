@@ -10,6 +10,7 @@ pub mod listen;
 pub mod metrics;
 pub mod negotiate;
 pub mod notify;
+mod seat;
 mod signals;
 pub mod source;
 mod status;

@@ -1,30 +1,37 @@
 //! The source daemon: opens what the configuration names, starts the engine, and connects the world to it.
 
 use super::admin::{self, Answer, Handler, Request};
-use super::config::{Durability as Configured, OnDisconnect, SourceConfig, check_timeout, format_duration};
+use super::config::{DestinationConfig, SourceConfig};
 use super::exports::{self, Exports, Served, Server};
 use super::link::{self, Reason};
+use super::seat::{self, Seat, Turn};
 use super::signals::Signals;
-use super::{listen, metrics, notify, status};
-use crate::core::Durability;
-use crate::core::policy::{Mode, Policy};
-use crate::engine::command::{Commands, LinkState, Setting, SourceCommand, SourceStatus};
+use super::{destination, listen, metrics, notify, status};
+use crate::core::policy::Policy;
+use crate::engine::command::{Commands, LinkState, SourceCommand, SourceStatus};
+use crate::engine::destination::Folder;
 use crate::engine::disk::Disk;
 use crate::engine::source::{self as engine, Birth, Plan, Volume};
 use crate::format::nbd::ExportShape;
 use crate::format::nbd::identity::{Identity, Role, VolumeId};
 use anyhow::{Context as _, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// Runs a source until it is told to stop.
+/// Runs a source until it is told to stop. One that has become a destination is that from then on, also after a restart.
 ///
 /// # Errors
 /// Whatever keeps it from starting, and a disk that fails while it runs.
 pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
+    let standby = DestinationConfig::of_source(&config);
+    if let Some(standby) = &standby
+        && Folder::open(&standby.journal_dir.join(&config.name), &config.name, false)?.is_some()
+    {
+        tracing::info!("source {} has become a destination; it runs as that", config.name);
+        return destination::run_until(standby.clone(), init, &mut signals).await;
+    }
     let mut volumes = Vec::new();
     for volume in &config.volumes {
         let disk = open_whole("volume", &volume.device)?;
@@ -33,10 +40,7 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
     let shapes: Vec<ExportShape> = volumes.iter().map(|volume| shape(&volume.disk)).collect();
     let plan = Plan {
         name: config.name.clone(),
-        durability: match config.durability {
-            Configured::Always => Durability::Always,
-            Configured::Flush => Durability::Flush,
-        },
+        durability: config.durability.into(),
         mirrored: config.destination.is_some(),
         policy: Policy { on_disconnect: config.on_disconnect.into(), timeout: config.timeout },
         grain_bytes: u32::try_from(config.journal.grain_bytes).context("journal.grain is out of range")?,
@@ -48,7 +52,8 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
         init,
     };
     let engine::Handle { commands, link, mut ended } = tokio::task::spawn_blocking(|| engine::spawn(plan)).await??;
-    let outcome = serve(&config, shapes, commands.clone(), link, &mut ended, &mut signals).await;
+    let outcome: anyhow::Result<Option<Turn>> =
+        serve(&config, shapes, commands.clone(), link, &mut ended, &mut signals).await;
     notify::stopping();
     // An engine that has ended already doesn't take the command, and doesn't need it.
     let _ = commands.send(SourceCommand::Stop);
@@ -57,7 +62,23 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
     } else {
         ended.await.context("the engine's thread ended")?.map_err(Into::into)
     };
-    outcome.and(engine)
+    let turn = outcome.and_then(|turn| engine.map(|()| turn))?;
+    let (Some(turn), Some(standby), Some(seat)) = (turn, standby, seat(&config)) else { return Ok(()) };
+    // It lets go of its files: the daemon opens all of them again.
+    drop(seat.rejoin(turn).await?);
+    destination::run_until(standby, init, &mut signals).await
+}
+
+/// What this source can give up, where it can.
+fn seat(config: &SourceConfig) -> Option<Seat> {
+    let (standby, peer) = (config.standby.as_ref()?, config.destination.as_ref()?);
+    Some(Seat {
+        name: config.name.clone(),
+        journal: config.journal.path.clone(),
+        folder: standby.journal_dir.join(&config.name),
+        volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.device.clone())).collect(),
+        peer: peer.address.clone(),
+    })
 }
 
 async fn serve(
@@ -67,13 +88,13 @@ async fn serve(
     mut link: tokio::sync::watch::Receiver<LinkState>,
     ended: &mut oneshot::Receiver<Result<(), engine::EngineError>>,
     signals: &mut Signals,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Turn>> {
     let (ask, answer) = oneshot::channel();
     commands.send(SourceCommand::Hello(ask))?;
     let superblock = answer.await.context("the engine has ended")?;
     let exports = Exports::default();
     for (index, (volume, shape)) in config.volumes.iter().zip(shapes).enumerate() {
-        let id = VolumeId::of(superblock.source, &volume.name);
+        let id = VolumeId::of(superblock.lineage, &volume.name);
         let identity = Identity { volume: id, epoch: superblock.epoch, role: Role::Primary };
         let served = Served {
             name: volume.name.clone(),
@@ -85,7 +106,8 @@ async fn serve(
         exports.add(&config.name, served);
     }
     let reason = Reason::default();
-    let daemon = Arc::new(Daemon { config: config.clone(), commands: commands.clone(), reason: reason.clone() });
+    let (turn, mut turned) = tokio::sync::mpsc::channel(1);
+    let daemon = Arc::new(Daemon { config: config.clone(), commands: commands.clone(), reason: reason.clone(), turn });
     let mut tasks = tokio::task::JoinSet::new();
     if matches!(*link.borrow(), LinkState::Fenced(_)) {
         exports.close();
@@ -110,11 +132,15 @@ async fn serve(
         }
         std::future::pending::<()>().await;
     };
-    tokio::select! {
-        signal = signals.stop() => { tracing::info!("stopping: {signal}"); Ok(()) }
-        outcome = ended => outcome.context("the engine's thread ended")?.map_err(Into::into),
-        () = fenced => Ok(()),
-    }
+    let outcome = tokio::select! {
+        signal = signals.stop() => { tracing::info!("stopping: {signal}"); Ok(None) }
+        outcome = ended => outcome.context("the engine's thread ended")?.map(|()| None).map_err(Into::into),
+        turn = turned.recv() => Ok(turn),
+        () = fenced => Ok(None),
+    };
+    // Whoever comes next in this process binds the same addresses.
+    tasks.shutdown().await;
+    outcome
 }
 
 /// Opens a disk whose size is a whole number of its blocks.
@@ -139,6 +165,8 @@ struct Daemon {
     config: SourceConfig,
     commands: Commands<SourceCommand>,
     reason: Reason,
+    /// Takes the word that this source becomes a destination.
+    turn: tokio::sync::mpsc::Sender<Turn>,
 }
 
 impl Daemon {
@@ -153,30 +181,29 @@ impl Daemon {
         Ok(status::source::describe(&self.config, &self.reason.get(), &status))
     }
 
-    /// Changes the policy, and answers with the one that then holds.
-    async fn set(&self, on_disconnect: Option<OnDisconnect>, timeout_ms: Option<u64>) -> anyhow::Result<Value> {
-        if self.config.destination.is_none() {
-            bail!("this source has no destination that could be away");
+    fn seat(&self) -> anyhow::Result<Seat> {
+        seat(&self.config).context(
+            "this source can't become a destination: give its configuration the sections [destination] and [standby], with \
+             listen and journal_dir, and the destination's [[source]] a peer",
+        )
+    }
+
+    /// Hands over to the destination, and becomes its destination.
+    async fn switchover(&self) -> anyhow::Result<Value> {
+        let (turn, paused) = self.seat()?.hand_over(&self.commands).await?;
+        self.turn.send(turn).await.context("this source is ending")?;
+        Ok(seat::handed_over(turn, paused))
+    }
+
+    async fn rejoin(&self, discard: bool) -> anyhow::Result<Value> {
+        let seat = self.seat()?;
+        seat::fenced_by(&self.engine().await?)?;
+        let turn = seat.turn(&self.commands).await?;
+        let (goes, answer) = seat.weigh(turn, discard).await?;
+        if goes {
+            self.turn.send(turn).await.context("this source is ending")?;
         }
-        let timeout =
-            timeout_ms.map(Duration::from_millis).map(check_timeout).transpose().map_err(anyhow::Error::msg)?;
-        if let LinkState::Fenced(epoch) = self.engine().await?.link {
-            bail!("this source is fenced: another side was promoted in epoch {epoch}, and no setting releases it");
-        }
-        // The timeout first: where both are given, the policy is judged by the new one.
-        let settings = timeout.map(Setting::Timeout).into_iter();
-        for setting in settings.chain(on_disconnect.map(|policy| Setting::OnDisconnect(policy.into()))) {
-            let (ask, done) = oneshot::channel();
-            self.commands.send(SourceCommand::Set(setting, ask))?;
-            done.await.context("the engine has ended")?;
-        }
-        let policy = self.engine().await?.policy;
-        tracing::info!(
-            "set: on_disconnect = {}, timeout = {}",
-            OnDisconnect::from(policy.on_disconnect).as_str(),
-            format_duration(policy.timeout)
-        );
-        Ok(status::source::policy(&policy))
+        Ok(answer)
     }
 
     async fn verify(&self, repair: bool) -> anyhow::Result<Value> {
@@ -195,18 +222,16 @@ impl Handler for Daemon {
         Box::pin(async move {
             match request {
                 Request::Status => self.status().await,
-                Request::Sync => {
-                    let status = self.engine().await?;
-                    if self.config.destination.is_some() && status.mode == Mode::Alone && status.link != LinkState::Up {
-                        bail!("the destination is away, so nothing can be applied there: wait until it is back");
-                    }
-                    let (ask, answer) = oneshot::channel();
-                    self.commands.send(SourceCommand::Sync(ask))?;
-                    let mark = answer.await.context("the engine has ended")?;
-                    Ok(json!({ "fill": mark.fill.0, "record": mark.seq.0, "digest": mark.digest.to_string() }))
+                Request::Sync => seat::sync(&self.commands).await,
+                Request::Set { .. } if self.config.destination.is_none() => {
+                    bail!("this source has no destination that could be away")
                 }
-                Request::Set { on_disconnect, timeout_ms } => self.set(on_disconnect, timeout_ms).await,
+                Request::Set { on_disconnect, timeout_ms } => {
+                    seat::set(&self.commands, on_disconnect, timeout_ms).await
+                }
                 Request::Verify { repair } => self.verify(repair).await,
+                Request::Switchover { .. } => self.switchover().await,
+                Request::Rejoin { discard, .. } => self.rejoin(discard).await,
                 Request::Promote { .. } => bail!("this is a source: promote is for the destination's admin socket"),
             }
         })

@@ -4,6 +4,7 @@
 //! senders never block.
 
 use crate::core::destination::Unreadable;
+use crate::core::grains::Grains;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
 use crate::format::ids::{Epoch, Mark};
 use crate::format::nbd::Negotiated;
@@ -27,7 +28,7 @@ pub enum SourceCommand {
     /// What to introduce ourselves with at the destination.
     Hello(oneshot::Sender<Superblock>),
     /// The destination answered our hello.
-    Peer(OwnedFd, Box<Welcome>),
+    Peer(OwnedFd, Box<Welcome>, Option<Box<Grains>>),
     /// Switch halves, and answer when all is applied.
     Sync(oneshot::Sender<Mark>),
     /// Change a setting of the running source; answered when it holds.
@@ -39,6 +40,9 @@ pub enum SourceCommand {
         /// Whom to answer.
         done: oneshot::Sender<Result<Verified, String>>,
     },
+    /// Stop taking writes and hand over to the destination; answered when this source is fenced, with the time since writes
+    /// were taken last, or with the reason why not.
+    HandOver(oneshot::Sender<Result<Duration, String>>),
     /// How things stand.
     Status(oneshot::Sender<SourceStatus>),
     /// Close everything and end.

@@ -233,6 +233,12 @@ impl Disk {
         written.map_err(|error| self.error(&format!("can't be written at byte {offset}: {error}")))
     }
 
+    /// Writes aligned memory to an aligned place. It isn't stable before [`Disk::sync`].
+    pub fn write(&self, aligned: &[u8], offset: u64) -> Result<(), DiskError> {
+        let written = self.file.write_all_at(aligned, offset);
+        written.map_err(|error| self.error(&format!("can't be written at byte {offset}: {error}")))
+    }
+
     /// Reads the first two blocks and tells whether the disk is blank: whether everything before `until` is zero.
     pub fn first_blocks(&self, until: u64) -> Result<([Box<Block>; 2], bool), DiskError> {
         let memory = Memory::map(until as usize).map_err(|error| self.error(&error))?;

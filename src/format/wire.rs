@@ -28,7 +28,7 @@
 
 use super::block::{self, Block, BlockError};
 use super::checksum::crc32c;
-use super::ids::{Digest, Epoch, Fill, Mark, RawMark, Seq};
+use super::ids::{Digest, Epoch, Fill, Id, Mark, RawMark, Seq};
 use super::superblock::{Phase, Role, Superblock};
 use crate::limits::{BLOCK_BYTES, COPY_WINDOW_BYTES, MAX_BOUNDARIES, MAX_SUMS, MAX_VOLUMES, SUM_GRAIN_BYTES};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -40,6 +40,22 @@ pub const HELLO: [u8; 8] = *b"NBDMHELO";
 pub const WELCOME: [u8; 8] = *b"NBDMWELC";
 /// Magic of a signal.
 pub const SIGNAL: [u8; 8] = *b"NBDMSIGN";
+
+/// Magic of the block that announces what the destination may lack: the blocks of a dirty bitmap of the source's volumes
+/// follow it, and then the welcome.
+pub const LACKS: [u8; 8] = *b"NBDMLACK";
+
+/// Encodes the announcement of what is lacked.
+pub fn encode_lacks() -> Box<Block> {
+    let mut block = Box::new([0; BLOCK_BYTES]);
+    block::seal(&mut block, LACKS, 0);
+    block
+}
+
+/// Checks one.
+pub fn decode_lacks(block: &Block) -> Result<(), BlockError> {
+    block::open(block, LACKS).map(|_| ())
+}
 
 /// Encodes a hello.
 pub fn encode_hello(source: &Superblock) -> Box<Block> {
@@ -84,8 +100,19 @@ pub struct Welcome {
     pub applied: Mark,
     /// The last frames it holds, oldest first, at most [`MAX_BOUNDARIES`].
     pub boundaries: Vec<Mark>,
+    /// Where the order went on without the source, and as whose: said to one that is fenced, once the promote is complete.
+    pub fork: Option<Fork>,
     /// Reason of a refusal.
     pub reason: String,
+}
+
+/// Where a promote began an order of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fork {
+    /// The last boundary of the old order that counts.
+    pub at: Mark,
+    /// The identity of the source that goes on from there.
+    pub source: Id,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -99,12 +126,15 @@ struct RawWelcome {
     reason_bytes: U16,
     phase: u8,
     promotable: u8,
-    reserved: [u8; 6],
+    forked: u8,
+    reserved: [u8; 5],
     epoch: U64,
     applied: RawMark,
     base: RawMark,
     boundaries: [RawMark; MAX_BOUNDARIES],
     reason: [u8; 512],
+    fork_at: RawMark,
+    fork_source: Id,
 }
 
 const WELCOME_USED: usize = size_of::<RawWelcome>();
@@ -123,6 +153,7 @@ impl Welcome {
             fresh: false,
             applied: Mark::default(),
             boundaries: Vec::new(),
+            fork: None,
             reason: reason.into(),
         }
     }
@@ -145,12 +176,15 @@ impl Welcome {
             reason_bytes: (cut as u16).into(),
             phase: self.phase as u8,
             promotable: self.promotable.into(),
-            reserved: [0; 6],
+            forked: self.fork.is_some().into(),
+            reserved: [0; 5],
             epoch: self.epoch.0.into(),
             applied: self.applied.into(),
             base: self.base.into(),
             boundaries,
             reason,
+            fork_at: self.fork.map(|fork| fork.at).unwrap_or_default().into(),
+            fork_source: self.fork.map_or(Id([0; 16]), |fork| fork.source),
         };
         let mut block = Box::new([0; BLOCK_BYTES]);
         block[..WELCOME_USED].copy_from_slice(raw.as_bytes());
@@ -175,6 +209,9 @@ impl Welcome {
         let base: Mark = raw.base.into();
         block::countable([raw.epoch.get()].into_iter().chain(applied.numbers()).chain(base.numbers()))?;
         block::countable(boundaries.iter().flat_map(|mark| mark.numbers()))?;
+        let fork_at: Mark = raw.fork_at.into();
+        block::countable(fork_at.numbers())?;
+        let fork = (raw.forked != 0).then_some(Fork { at: fork_at, source: raw.fork_source });
         let reason = raw.reason.get(..raw.reason_bytes.get().into()).ok_or(BlockError::Field("reason"))?;
         Ok(Welcome {
             verdict,
@@ -186,6 +223,7 @@ impl Welcome {
             fresh: raw.fresh != 0,
             applied,
             boundaries,
+            fork,
             reason: String::from_utf8_lossy(reason).into_owned(),
         })
     }
@@ -224,6 +262,12 @@ pub enum Signal {
         answered: Seq,
         /// Whether writes are answered without the destination.
         alone: bool,
+    },
+    /// The source hands over: it answers nothing behind this frame, and all up to it is answered. The destination is to be
+    /// promoted there.
+    TakeOver {
+        /// The last frame.
+        at: Mark,
     },
     /// What are the checksums of this range, behind all frames sent so far? To be answered by [`Report::Sums`].
     Ask {
@@ -274,6 +318,7 @@ impl Signal {
             Signal::Ping { answered, alone } => {
                 (raw.kind, raw.flag, raw.mark) = (5, alone.into(), Mark { seq: answered, ..Mark::default() }.into());
             }
+            Signal::TakeOver { at } => (raw.kind, raw.mark) = (7, at.into()),
             Signal::Ask { id, volume, offset, length } => {
                 (raw.kind, raw.id, raw.volume) = (6, id.into(), volume.into());
                 (raw.offset, raw.length) = (offset.into(), length.into());
@@ -296,6 +341,7 @@ impl Signal {
             2 => Ok(Signal::Sync { last: mark, whole: raw.flag != 0 }),
             3 => Ok(Signal::Settle { common: mark }),
             4 => Ok(Signal::Restart { at: mark }),
+            7 => Ok(Signal::TakeOver { at: mark }),
             5 => Ok(Signal::Ping { answered: mark.seq, alone: raw.flag != 0 }),
             6 => {
                 let (offset, length) = (raw.offset.get(), raw.length.get());

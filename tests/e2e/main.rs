@@ -9,6 +9,7 @@
 //! has no FUSE (`/dev/fuse`), those that make disks fail and lose their power are left out, and say so.
 
 mod apart;
+mod attach;
 mod bad_clients;
 mod bad_devices;
 mod bad_peers;
@@ -21,8 +22,10 @@ mod harness;
 mod harness_check;
 mod inspect;
 mod kills;
+mod live;
 mod multi;
 mod power_cuts;
 mod promote;
 mod restart;
 mod surface;
+mod swap;

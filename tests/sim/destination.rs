@@ -84,6 +84,8 @@ pub struct DestinationNode {
     /// The newest boundary that was shown to a reader, and all that ever could be.
     shown: Mark,
     signalled: HashSet<u64>,
+    /// A promote began, perhaps in an earlier run: it calls all complete that is stored.
+    sealed_to_promote: bool,
     /// A frame's place in memory is its place in its half.
     memory: [Vec<Word>; 2],
     effects: Vec<Effect>,
@@ -114,6 +116,7 @@ impl DestinationNode {
             live_answers: Vec::new(),
             shown: Mark::default(),
             signalled: HashSet::new(),
+            sealed_to_promote: false,
             memory: [Vec::new(), Vec::new()],
             effects: Vec::new(),
             pieces: Vec::new(),
@@ -426,6 +429,7 @@ impl DestinationNode {
         if !std::mem::replace(&mut self.promoting, true) {
             self.serves_base = core.superblock().staging.phase == Phase::Staging;
         }
+        self.sealed_to_promote = true;
         core.handle_promote(&mut self.effects);
     }
 

@@ -49,6 +49,8 @@ fn promote_copy(
         return None;
     }
     let phase = ghost.core.as_ref().map(|core| core.superblock().staging.phase);
+    // The crash may have come behind the last write of a promote, of which only one copy was written.
+    let base = phase == Some(Phase::Staging) || (ghost.promoted.is_some() && mirror.serves_base);
     let mut nowhere = Link::default();
     ghost.turn(&mut nowhere, cx);
     ghost.promote(&mut nowhere);
@@ -59,7 +61,7 @@ fn promote_copy(
         ghost.turn(&mut nowhere, cx);
     }
     let mark = ghost.promoted.expect("it is promoted");
-    check_promoted(&ghost, mark, phase == Some(Phase::Staging), lost || how == Crash::Power, model, cx);
+    check_promoted(&ghost, mark, base, lost || how == Crash::Power, model, cx);
     phase
 }
 

@@ -50,6 +50,21 @@ pub enum Request {
         #[serde(default)]
         repair: bool,
     },
+    /// Swap roles: the destination is promoted with nothing under way, and this side mirrors it. Where the volumes are served.
+    Switchover {
+        /// The source's name; needed where there are several.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
+    },
+    /// Become the destination of the side that was promoted. At a fenced source.
+    Rejoin {
+        /// The source's name; needed where there are several.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
+        /// Give up what only this side has; without it, that is only shown.
+        #[serde(default)]
+        discard: bool,
+    },
     /// Make an image writable. At a destination.
     Promote {
         /// The source's name.

@@ -1,10 +1,12 @@
 //! A destination's configuration: the sources it serves and the images it keeps for them.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
+use super::source::{self, Durability, OnDisconnect, SourceConfig};
 use super::{
     AdminConfig, HostPort, MIN_STAGING_BYTES, MetricsConfig, NbdConfig, check_sockets, check_volume_count,
     format_bytes, refuse_twice, values,
@@ -35,7 +37,7 @@ pub struct DestinationConfig {
     /// Sections `[[source]]`, at least one.
     #[serde(rename = "source", default)]
     pub sources: Vec<MirroredSource>,
-    /// Section `[nbd]`: where promoted images are served; without it none is.
+    /// Section `[nbd]`: where images are served, read-only while they are mirrored; without it none is.
     pub nbd: Option<NbdConfig>,
     /// Section `[admin]`.
     pub admin: AdminConfig,
@@ -65,6 +67,17 @@ pub struct MirroredSource {
     /// The name that the source's own configuration gives it.
     #[serde(deserialize_with = "values::name")]
     pub name: String,
+    /// Where the images are mirrored to once they were promoted: the address in the source's section `[standby]`.
+    pub peer: Option<HostPort>,
+    /// When a write to promoted images counts as stored.
+    #[serde(default)]
+    pub durability: Durability,
+    /// What becomes of writes to promoted images while the peer is away.
+    #[serde(default)]
+    pub on_disconnect: OnDisconnect,
+    /// How long the peer may be silent before it counts as away.
+    #[serde(default = "source::default_timeout", deserialize_with = "values::timeout")]
+    pub timeout: Duration,
     /// Sections `[[source.volume]]`, 1 to 32 of them.
     #[serde(rename = "volume", default)]
     pub volumes: Vec<ImageConfig>,
@@ -83,6 +96,34 @@ pub struct ImageConfig {
 }
 
 impl DestinationConfig {
+    /// The node of a source, in the role of a destination. `None` where its configuration has no section `[standby]`, or no
+    /// destination that it could be mirrored from.
+    pub fn of_source(source: &SourceConfig) -> Option<DestinationConfig> {
+        let (standby, peer) = (source.standby.as_ref()?, source.destination.as_ref()?);
+        let volume =
+            |volume: &source::VolumeConfig| ImageConfig { name: volume.name.clone(), image: volume.device.clone() };
+        let mirrored = MirroredSource {
+            name: source.name.clone(),
+            peer: Some(peer.address.clone()),
+            durability: source.durability,
+            on_disconnect: source.on_disconnect,
+            timeout: source.timeout,
+            volumes: source.volumes.iter().map(volume).collect(),
+        };
+        Some(DestinationConfig {
+            listen: standby.listen.clone(),
+            journal_dir: standby.journal_dir.clone(),
+            staging_size_bytes: default_staging_bytes(),
+            resync_staging: ResyncStaging::default(),
+            nvram: None,
+            nvram_size_bytes: None,
+            sources: vec![mirrored],
+            nbd: Some(source.nbd.clone()),
+            admin: source.admin.clone(),
+            metrics: source.metrics.clone(),
+        })
+    }
+
     /// Reads and checks the file.
     ///
     /// # Errors

@@ -10,7 +10,9 @@ mod source;
 mod values;
 
 pub use destination::{DestinationConfig, ImageConfig, MirroredSource, ResyncStaging};
-pub use source::{DestinationAddress, Durability, JournalConfig, OnDisconnect, SourceConfig, VolumeConfig};
+pub use source::{
+    DestinationAddress, Durability, JournalConfig, OnDisconnect, SourceConfig, StandbyConfig, VolumeConfig,
+};
 pub use values::{HostPort, ListenAddress, check_timeout, format_bytes, format_duration, parse_timeout};
 
 use std::collections::HashSet;

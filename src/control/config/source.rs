@@ -39,10 +39,23 @@ pub struct SourceConfig {
     pub nbd: NbdConfig,
     /// Section `[destination]`; without it the source runs alone.
     pub destination: Option<DestinationAddress>,
+    /// Section `[standby]`: what makes this node the destination once the other side was promoted; without it, it can't be.
+    pub standby: Option<StandbyConfig>,
     /// Section `[admin]`.
     pub admin: AdminConfig,
     /// Section `[metrics]`; without it no metrics are served.
     pub metrics: Option<MetricsConfig>,
+}
+
+/// Section `[standby]` of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StandbyConfig {
+    /// Where the new source connects, `"host:port"`: what the other side's configuration calls its peer.
+    pub listen: HostPort,
+    /// Folder of the journal files, as a destination's.
+    #[serde(deserialize_with = "values::path")]
+    pub journal_dir: PathBuf,
 }
 
 /// When a write counts as stored: promise P1 in ARCHITECTURE.md.
@@ -54,6 +67,15 @@ pub enum Durability {
     Always,
     /// The export has a volatile cache: a FLUSH or FUA makes both sides store what it covers.
     Flush,
+}
+
+impl From<Durability> for crate::core::Durability {
+    fn from(configured: Durability) -> Self {
+        match configured {
+            Durability::Always => Self::Always,
+            Durability::Flush => Self::Flush,
+        }
+    }
 }
 
 impl Durability {
@@ -151,7 +173,7 @@ pub struct DestinationAddress {
     pub address: HostPort,
 }
 
-fn default_timeout() -> Duration {
+pub(super) fn default_timeout() -> Duration {
     Duration::from_secs(5)
 }
 

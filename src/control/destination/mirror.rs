@@ -1,21 +1,23 @@
 //! One source's mirror, through its life: empty until the source connects for the first time, then an engine that
 //! receives, and after a promote a source's engine that serves the images.
 
-use super::super::config::{DestinationConfig, MirroredSource};
+use super::super::config::{AdminConfig, DestinationConfig, HostPort, MirroredSource};
 use super::super::exports::{Exports, Served, Server};
+use super::super::link::{self, Reason};
+use super::super::seat::{self, Seat, Turn};
 use super::super::source::{open_whole, shape};
 use super::super::{handshake, status};
 use crate::core::Durability;
-use crate::core::policy::{OnDisconnect, Policy};
+use crate::core::policy::Policy;
 use crate::core::recovery::hello;
-use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, SourceCommand};
-use crate::engine::destination::{self as engine, Ended, Folder, Image, StagingPlan};
+use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, LinkState, SourceCommand};
+use crate::engine::destination::{self as engine, Ended, Folder, Image, Promotion, StagingPlan, rejoin};
 use crate::engine::source::{self as serving, Birth, Plan, Promoted};
 use crate::format::ids::Epoch;
 use crate::format::nbd::ExportShape;
 use crate::format::nbd::identity::{Identity, Role, VolumeId};
 use crate::format::superblock::{Phase, Superblock, Volume};
-use crate::format::wire::{Verdict, Welcome};
+use crate::format::wire::{Fork, Verdict, Welcome};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -43,9 +45,26 @@ enum State {
     /// Frames are received, or waited for.
     Receiving { commands: Commands<DestinationCommand>, exports: Vec<String> },
     /// The images are served.
-    Promoted { commands: Commands<SourceCommand>, superblock: Box<Superblock>, exports: Vec<String> },
+    Promoted {
+        commands: Commands<SourceCommand>,
+        superblock: Box<Superblock>,
+        /// Where the order went on here.
+        fork: Fork,
+        /// Why the peer isn't connected.
+        reason: Reason,
+        exports: Vec<String>,
+    },
     /// Something failed; the daemon must be started again after the repair.
     Failed(String),
+}
+
+/// How promoted images are served.
+#[derive(Debug)]
+struct Serving {
+    peer: Option<HostPort>,
+    admin: AdminConfig,
+    durability: Durability,
+    policy: Policy,
 }
 
 /// One source's mirror.
@@ -54,6 +73,8 @@ pub(super) struct Mirror {
     name: String,
     folder: PathBuf,
     images: Vec<(String, PathBuf)>,
+    /// What it is once it was promoted.
+    serving: Serving,
     plan: StagingPlan,
     /// Whether images may be read while they are mirrored: whether there is an address to do so.
     live: bool,
@@ -67,6 +88,7 @@ impl Mirror {
     /// Opens the images and whatever is stored of the source.
     pub(super) async fn start(
         config: &MirroredSource,
+        admin: AdminConfig,
         journal_dir: &Path,
         plan: StagingPlan,
         live: bool,
@@ -81,6 +103,12 @@ impl Mirror {
             name: config.name.clone(),
             folder: journal_dir.join(&config.name),
             images: config.volumes.iter().map(|volume| (volume.name.clone(), volume.image.clone())).collect(),
+            serving: Serving {
+                peer: config.peer.clone(),
+                admin,
+                durability: config.durability.into(),
+                policy: Policy { on_disconnect: config.on_disconnect.into(), timeout: config.timeout },
+            },
             plan,
             live,
             exports,
@@ -90,7 +118,9 @@ impl Mirror {
         let mut state = mirror.state.lock().await;
         *state = match Folder::open(&mirror.folder, &mirror.name, init)? {
             None => State::Empty(images),
-            Some(folder) if folder.superblock().promoted => mirror.serve(folder.superblock().clone(), images).await?,
+            Some(folder) if folder.superblock().promoted => {
+                mirror.clone().serve(folder.superblock().clone(), images, false).await?
+            }
             Some(folder) => match mirror.clone().receive(folder, images).await {
                 Ok(state) => state,
                 Err(error) => mirror.failed(&format!("{error:#}")),
@@ -112,14 +142,14 @@ impl Mirror {
     /// Starts the engine that receives, and a task that sees how it ends.
     async fn receive(self: Arc<Mirror>, folder: Folder, images: Vec<Image>) -> anyhow::Result<State> {
         let (plan, live) = (self.plan, self.live);
-        let Superblock { volumes, source, epoch, .. } = folder.superblock().clone();
+        let Superblock { volumes, lineage, epoch, .. } = folder.superblock().clone();
         let handle = tokio::task::spawn_blocking(move || engine::spawn(folder, images, plan, live)).await??;
         let engine::Handle { commands, refusal, ended } = handle;
         let mut exports = Vec::new();
         for (volume, facts) in volumes.into_iter().enumerate().filter(|_| live) {
             let Volume { name, size_bytes, block_bytes } = facts;
             let shape = ExportShape { size_bytes, block_bytes, read_only: true };
-            let identity = Identity { volume: VolumeId::of(source, &name), epoch, role: Role::Image };
+            let identity = Identity { volume: VolumeId::of(lineage, &name), epoch, role: Role::Image };
             let server = Server::Image(commands.clone(), refusal.clone());
             exports.push(self.exports.add(&self.name, Served { name, shape, identity, server, volume }));
         }
@@ -130,9 +160,9 @@ impl Mirror {
             mirror.exports.remove(&read_only);
             let state = match ended {
                 Ok(Ok(Ended::Stopped)) => return,
-                Ok(Ok(Ended::Promoted(mark, images))) => {
-                    tracing::info!("source {}: promoted at {mark}", mirror.name);
-                    mirror.reopen(images).await
+                Ok(Ok(Ended::Promoted(Promotion { at, handed_over }, images))) => {
+                    tracing::info!("source {}: promoted at {at}", mirror.name);
+                    mirror.clone().reopen(images, handed_over).await
                 }
                 Ok(Err(error)) => mirror.failed(&error.to_string()),
                 Err(_) => mirror.failed("the engine's thread ended"),
@@ -143,16 +173,21 @@ impl Mirror {
     }
 
     /// Serves the images after a promote.
-    async fn reopen(&self, images: Vec<Image>) -> State {
+    async fn reopen(self: Arc<Mirror>, images: Vec<Image>, handed_over: bool) -> State {
         let served = async {
             let folder = Folder::open(&self.folder, &self.name, false)?.context("the state file is gone")?;
-            self.serve(folder.superblock().clone(), images).await
+            self.clone().serve(folder.superblock().clone(), images, handed_over).await
         };
         served.await.unwrap_or_else(|error| self.failed(&format!("{error:#}")))
     }
 
-    /// Starts a source's engine on the images, with a journal of its own and without a destination.
-    async fn serve(&self, superblock: Superblock, images: Vec<Image>) -> anyhow::Result<State> {
+    /// Starts a source's engine on the images, with a journal of its own; the peer, if there is one, is its destination.
+    async fn serve(
+        self: Arc<Mirror>,
+        superblock: Superblock,
+        images: Vec<Image>,
+        handed_over: bool,
+    ) -> anyhow::Result<State> {
         // They may be others than those that were promoted, by the configuration.
         engine::check_images(&superblock, &images).map_err(anyhow::Error::msg)?;
         let mut volumes = Vec::new();
@@ -166,9 +201,9 @@ impl Mirror {
         let shapes: Vec<_> = volumes.iter().map(|volume| (volume.name.clone(), shape(&volume.disk))).collect();
         let plan = Plan {
             name: self.name.clone(),
-            durability: Durability::Always,
-            mirrored: false,
-            policy: Policy { on_disconnect: OnDisconnect::Continue, timeout: Duration::ZERO },
+            durability: self.serving.durability,
+            mirrored: self.serving.peer.is_some(),
+            policy: self.serving.policy,
             grain_bytes: superblock.grain_bytes,
             max_age: PROMOTED_MAX_AGE,
             journal: Folder::promoted_journal(&self.folder),
@@ -177,7 +212,7 @@ impl Mirror {
             birth: Birth::Promote(Box::new(Promoted {
                 state: superblock.clone(),
                 files: Folder::journal_files(&self.folder),
-                handed_over: false,
+                handed_over,
                 unwatched: false,
             })),
             init: false,
@@ -192,14 +227,27 @@ impl Mirror {
         }));
         let mut exports = Vec::new();
         for (volume, (name, shape)) in shapes.into_iter().enumerate() {
-            let id = VolumeId::of(superblock.source, &name);
+            let id = VolumeId::of(superblock.lineage, &name);
             let identity = Identity { volume: id, epoch: superblock.epoch, role: Role::Primary };
             let server = Server::Source(handle.commands.clone());
             let served = Served { name, shape, identity, server, volume };
             exports.push(self.exports.add(&self.name, served));
         }
+        let at = superblock.known.last().copied().unwrap_or(superblock.clean);
+        let fork = Fork { at, source: seat::ask(&handle.commands, SourceCommand::Hello).await?.source };
+        let reason = Reason::default();
+        if let Some(peer) = self.serving.peer.clone() {
+            tokio::spawn(link::keep(peer, handle.commands.clone(), handle.link.clone(), reason.clone()));
+        }
+        let (mirror, mut link, served) = (self.clone(), handle.link, exports.clone());
+        tokio::spawn(async move {
+            // From now on nobody is served: a client that finds no export tries the next server.
+            if link.wait_for(|state| matches!(state, LinkState::Fenced(_))).await.is_ok() {
+                mirror.exports.remove(&served);
+            }
+        });
         tracing::info!("source {}: promoted images are served as {}", self.name, exports.join(", "));
-        Ok(State::Promoted { commands: handle.commands, superblock: Box::new(superblock), exports })
+        Ok(State::Promoted { commands: handle.commands, superblock: Box::new(superblock), fork, reason, exports })
     }
 
     /// A source introduced itself.
@@ -241,11 +289,15 @@ impl Mirror {
         }
         let welcome = match &*state {
             State::Receiving { commands, .. } => {
+                self.tell_lacks(commands, &hello, &mut stream).await?;
                 let socket = handshake::into_owned_fd(stream)?;
                 commands.send(DestinationCommand::Peer(socket, Box::new(hello), address))?;
                 return Ok(());
             }
-            State::Promoted { superblock, .. } => match hello::answer(superblock, &hello, true, false) {
+            State::Promoted { superblock, fork, .. } => match hello::answer(superblock, &hello, true, false) {
+                hello::Answer::Refuse(welcome) if welcome.verdict == Verdict::Fenced => {
+                    Welcome { fork: Some(*fork), ..*welcome }
+                }
                 hello::Answer::Refuse(welcome) => *welcome,
                 hello::Answer::Later(reason) => Welcome::refuse(Verdict::Refused, Epoch(0), reason),
                 hello::Answer::Welcome => Welcome::refuse(Verdict::Refused, Epoch(0), "not ready"),
@@ -258,6 +310,90 @@ impl Mirror {
         drop(state);
         handshake::answer(&mut stream, &welcome).await?;
         bail!(welcome.reason)
+    }
+
+    /// Says what the images may lack since this side was the source itself, until the copy is whole.
+    async fn tell_lacks(
+        &self,
+        commands: &Commands<DestinationCommand>,
+        hello: &Superblock,
+        stream: &mut TcpStream,
+    ) -> anyhow::Result<()> {
+        let Some(map) = rejoin::lacks(&self.folder)? else { return Ok(()) };
+        let (ask, answer) = oneshot::channel();
+        commands.send(DestinationCommand::Status(ask))?;
+        let ours = answer.await.context("the engine has ended")?.superblock;
+        if ours.whole {
+            rejoin::forget_lacks(&self.folder)?;
+        } else if ours.source == hello.source && ours.volumes == hello.volumes {
+            handshake::tell_lacks(stream, &map).await?;
+        }
+        Ok(())
+    }
+
+    fn seat(&self) -> anyhow::Result<Seat> {
+        let peer = self.serving.peer.clone();
+        let peer = peer.with_context(|| {
+            format!("source {} has no peer in this configuration: give its [[source]] one", self.name)
+        })?;
+        Ok(Seat {
+            name: self.name.clone(),
+            journal: Folder::promoted_journal(&self.folder),
+            folder: self.folder.clone(),
+            volumes: self.images.clone(),
+            peer,
+        })
+    }
+
+    /// The engine that serves the images.
+    pub(super) async fn serving(&self) -> anyhow::Result<Commands<SourceCommand>> {
+        match &*self.state.lock().await {
+            State::Promoted { commands, .. } => Ok(commands.clone()),
+            _ => bail!("source {} isn't served here: ask the side that serves it", self.name),
+        }
+    }
+
+    /// Hands the images over to the peer, and mirrors it.
+    pub(super) async fn switchover(self: &Arc<Mirror>) -> anyhow::Result<Value> {
+        let (seat, commands) = (self.seat()?, self.serving().await?);
+        let (turn, paused) = seat.hand_over(&commands).await?;
+        self.turn(&seat, turn).await?;
+        Ok(seat::handed_over(turn, paused))
+    }
+
+    /// Becomes the destination again, once the peer was promoted.
+    pub(super) async fn rejoin(self: &Arc<Mirror>, discard: bool) -> anyhow::Result<Value> {
+        let (seat, commands) = (self.seat()?, self.serving().await?);
+        seat::fenced_by(&seat::ask(&commands, SourceCommand::Status).await?)?;
+        let turn = seat.turn(&commands).await?;
+        let (goes, answer) = seat.weigh(turn, discard).await?;
+        if goes {
+            self.turn(&seat, turn).await?;
+        }
+        Ok(answer)
+    }
+
+    /// The source's engine ends, and one that receives begins.
+    async fn turn(self: &Arc<Mirror>, seat: &Seat, turn: Turn) -> anyhow::Result<()> {
+        let mut state = self.state.lock().await;
+        if let State::Promoted { commands, exports, .. } = &*state {
+            self.exports.remove(exports);
+            if commands.send(SourceCommand::Stop).is_err() {
+                tracing::debug!("source {}: its engine has ended already", self.name);
+            }
+        }
+        self.engines_ended().await;
+        let turned = async {
+            let (folder, images) = seat.rejoin(turn).await?;
+            self.clone().receive(folder, images).await
+        };
+        *state = turned.await.unwrap_or_else(|error| self.failed(&format!("{error:#}")));
+        match &*state {
+            State::Failed(reason) => {
+                bail!("the other side serves, but this one can't become its destination: {reason}")
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn make_folder(&self, hello: &Superblock) -> anyhow::Result<Folder> {
@@ -322,9 +458,10 @@ impl Mirror {
                     _ => simple("preparing", Some("the engine is between two states")),
                 }
             }
-            State::Promoted { commands, superblock, exports } => {
+            State::Promoted { commands, superblock, exports, fork, reason } => {
                 let (ask, answer) = oneshot::channel();
-                let (superblock, exports) = (superblock.clone(), exports.clone());
+                let (superblock, exports, at, link) = (superblock.clone(), exports.clone(), fork.at, reason.get());
+                let peer = self.serving.peer.as_ref();
                 let sent = commands.send(SourceCommand::Status(ask));
                 drop(state);
                 let serving = if sent.is_ok() { answer.await.ok() } else { None };
@@ -332,7 +469,8 @@ impl Mirror {
                     "name": self.name, "state": if serving.is_some() { "promoted" } else { "failed" },
                     "reason": if serving.is_some() { None } else { Some("its engine has ended; see the log") },
                     "connected": false, "epoch": superblock.epoch.0,
-                    "held_record": superblock.clean.seq.0, "applied_record": superblock.clean.seq.0,
+                    "held_record": at.seq.0, "applied_record": at.seq.0,
+                    "serving": serving.as_ref().map(|status| status::source::promoted(peer, &self.serving.admin, &link, status)),
                     "promotable": true, "exports": exports, "volumes": self.volumes(Some(&superblock)),
                     "clients": serving.as_ref().map(|status| status.clients),
                     "answered_writes": serving.as_ref().map(|status| status.counters.answered_writes),
@@ -387,6 +525,10 @@ impl Mirror {
         if told.is_err() {
             tracing::debug!("source {}: its engine has ended already", self.name);
         }
+        self.engines_ended().await;
+    }
+
+    async fn engines_ended(&self) {
         let engines = std::mem::take(&mut *self.engines.lock().unwrap_or_else(PoisonError::into_inner));
         for engine in engines {
             if tokio::time::timeout(STOP_LIMIT, engine).await.is_err() {

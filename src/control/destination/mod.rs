@@ -7,7 +7,7 @@ use super::admin::{self, Answer, Handler, Request};
 use super::config::DestinationConfig;
 use super::exports::{self, Exports};
 use super::signals::Signals;
-use super::{handshake, listen, metrics, notify, status};
+use super::{handshake, listen, metrics, notify, seat, status};
 use crate::engine::disk::make_folder;
 use crate::format::ids::Epoch;
 use crate::format::wire::{Verdict, Welcome};
@@ -24,7 +24,11 @@ use tokio::net::{TcpListener, TcpStream};
 /// Whatever keeps it from starting. A single source that fails while it runs is reported in its status and doesn't
 /// stop the others.
 pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
-    let mut signals = Signals::catch()?;
+    run_until(config, init, &mut Signals::catch()?).await
+}
+
+/// Runs a destination until a signal comes.
+pub(super) async fn run_until(config: DestinationConfig, init: bool, signals: &mut Signals) -> anyhow::Result<()> {
     // The engines start at the first contact; that would be late to learn that none can.
     crate::engine::ring::probe()?;
     make_folder(&config.journal_dir)
@@ -33,7 +37,15 @@ pub async fn run(config: DestinationConfig, init: bool) -> anyhow::Result<()> {
     let mut mirrors = Vec::new();
     let plan = mirror::staging_plan(&config);
     for source in &config.sources {
-        let mirror = Mirror::start(source, &config.journal_dir, plan, config.nbd.is_some(), exports.clone(), init);
+        let mirror = Mirror::start(
+            source,
+            config.admin.clone(),
+            &config.journal_dir,
+            plan,
+            config.nbd.is_some(),
+            exports.clone(),
+            init,
+        );
         mirrors.push(mirror.await?);
     }
     let daemon = Arc::new(Daemon { mirrors, complaint: Mutex::default() });
@@ -118,6 +130,18 @@ impl Daemon {
         }
     }
 
+    /// The mirror of that name, or the only one.
+    fn mirror(&self, source: Option<&str>) -> anyhow::Result<&Arc<Mirror>> {
+        match (source, &self.mirrors[..]) {
+            (None, [only]) => Ok(only),
+            (None, _) => bail!("name the source: this destination has {}", self.names()),
+            (Some(source), mirrors) => mirrors
+                .iter()
+                .find(|mirror| mirror.name() == source)
+                .with_context(|| format!("this destination knows no source \"{source}\", only {}", self.names())),
+        }
+    }
+
     fn names(&self) -> String {
         self.mirrors.iter().map(|mirror| mirror.name()).collect::<Vec<_>>().join(", ")
     }
@@ -134,9 +158,13 @@ impl Handler for Daemon {
                     }
                     Ok(json!({ "role": "destination", "sources": sources }))
                 }
-                Request::Sync => bail!("this is a destination: sync is for the source's admin socket"),
-                Request::Set { .. } => bail!("this is a destination: set is for the source's admin socket"),
+                Request::Sync => seat::sync(&self.mirror(None)?.serving().await?).await,
+                Request::Set { on_disconnect, timeout_ms } => {
+                    seat::set(&self.mirror(None)?.serving().await?, on_disconnect, timeout_ms).await
+                }
                 Request::Verify { .. } => bail!("this is a destination: verify is for the source's admin socket"),
+                Request::Switchover { source } => self.mirror(source.as_deref())?.switchover().await,
+                Request::Rejoin { source, discard } => self.mirror(source.as_deref())?.rejoin(discard).await,
                 Request::Promote { source, force } => {
                     let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.name() == source) else {
                         bail!("this destination knows no source \"{source}\", only {}", self.names());

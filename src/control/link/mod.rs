@@ -156,12 +156,12 @@ async fn connect(address: &HostPort, commands: &Commands<SourceCommand>) -> anyh
     let (ask, hello) = oneshot::channel();
     commands.send(SourceCommand::Hello(ask))?;
     let hello = hello.await.context("the engine has ended")?;
-    let welcome = handshake::introduce(&mut stream, &hello).await?;
+    let (welcome, lacks) = handshake::introduce(&mut stream, &hello).await?;
     if welcome.verdict == Verdict::Refused {
         anyhow::bail!("refused: {}", welcome.reason);
     }
     let socket = handshake::into_owned_fd(stream)?;
-    commands.send(SourceCommand::Peer(socket, Box::new(welcome)))?;
+    commands.send(SourceCommand::Peer(socket, Box::new(welcome), lacks))?;
     Ok(())
 }
 

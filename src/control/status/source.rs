@@ -2,7 +2,7 @@
 //!
 //! docs/status.md lists every field; a test keeps it complete.
 
-use super::super::config::{OnDisconnect, SourceConfig};
+use super::super::config::{AdminConfig, HostPort, OnDisconnect, SourceConfig};
 use super::{halves, moment};
 use crate::core::policy::{Mode, Policy};
 use crate::engine::command::{LinkState, PeerStatus, Progress, SourceStatus, Verified};
@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 /// Describes a source. `link` is why its connection can't be made, as far as that is known; else it is empty.
 pub(in crate::control) fn describe(config: &SourceConfig, link: &str, status: &SourceStatus) -> Value {
     let superblock = &status.superblock;
-    let (state, reason) = standing(config, link, status);
+    let (state, reason) = standing(config.destination.is_some(), &config.admin, link, status);
     let since_unix_ms = since_unix_ms(state, status);
     let loses = Loses::of(state, status);
     let counters = &status.counters;
     let volumes = superblock.volumes.iter().zip(&config.volumes).map(|(volume, config)| {
-        let id = VolumeId::of(superblock.source, &volume.name).to_string();
+        let id = VolumeId::of(superblock.lineage, &volume.name).to_string();
         json!({ "name": volume.name, "id": id, "device": config.device, "size_bytes": volume.size_bytes })
     });
     json!({
@@ -88,13 +88,29 @@ impl State {
     }
 }
 
+/// How promoted images are mirrored, as far as it differs from a source with a configuration of its own.
+pub(in crate::control) fn promoted(
+    peer: Option<&HostPort>,
+    admin: &AdminConfig,
+    link: &str,
+    status: &SourceStatus,
+) -> Value {
+    let (state, reason) = standing(peer.is_some(), admin, link, status);
+    json!({
+        "state": state.word(), "reason": reason, "peer": peer.map(ToString::to_string), "connected": connected(status),
+        "whole": status.whole, "lacking_bytes": status.lacking_bytes, "last_record": status.last_record,
+        "stored_there": status.stored_there, "resync": status.resync.as_ref().map(progress),
+        "policy": policy(&status.policy),
+    })
+}
+
 /// The state, and why it is that one.
-fn standing(config: &SourceConfig, link: &str, status: &SourceStatus) -> (State, Option<String>) {
+fn standing(mirrored: bool, admin: &AdminConfig, link: &str, status: &SourceStatus) -> (State, Option<String>) {
     let why = match &status.link {
         LinkState::Fenced(epoch) => {
             return (State::Fenced, Some(format!("another side was promoted in epoch {epoch}")));
         }
-        _ if config.destination.is_none() => return (State::Local, Some("no destination is configured".into())),
+        _ if !mirrored => return (State::Local, Some("no destination is configured".into())),
         LinkState::Down(why) if link.is_empty() => why.as_str(),
         LinkState::Down(_) => link,
         LinkState::Up => "it is connected, and both sides look for the last record that they have in common",
@@ -122,7 +138,7 @@ fn standing(config: &SourceConfig, link: &str, status: &SourceStatus) -> (State,
         (Mode::Alone, false) => (State::Degraded, why.into()),
         (Mode::Failing, _) => (State::Failing, why.into()),
         (Mode::Together, true) => return (State::Mirroring, None),
-        (Mode::Waiting, _) if status.held_back => (State::Stalled, held_back(config, why)),
+        (Mode::Waiting, _) if status.held_back => (State::Stalled, held_back(admin, why)),
         // A connection that is just being lost is no time to say that all is well.
         (Mode::Waiting, _) | (Mode::Together, false) => (State::Stalled, why.into()),
     };
@@ -130,11 +146,11 @@ fn standing(config: &SourceConfig, link: &str, status: &SourceStatus) -> (State,
 }
 
 /// Why a source that could go on alone doesn't, and what releases it.
-fn held_back(config: &SourceConfig, why: &str) -> String {
+fn held_back(admin: &AdminConfig, why: &str) -> String {
     format!(
         "this source was in step when it last ran; its destination may have been promoted since. Waiting for it ({why}). \
          If it was not promoted: nbd-mirror set --admin {} on_disconnect=continue",
-        config.admin.socket.display()
+        admin.socket.display()
     )
 }
 

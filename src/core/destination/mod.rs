@@ -70,6 +70,8 @@ pub enum Effect {
     FreeStaging(Range<u64>),
     /// Sync this image's device, which the staging log was written to, and report [`Destination::handle_drain_synced`].
     SyncDrained(u16),
+    /// The source hands over, and nothing of it is under way: promote.
+    TakeOver,
     /// Close the connection, for this reason.
     Disconnect(String),
     /// The promote is complete: images and journal files together hold everything up to this mark.
@@ -277,6 +279,7 @@ impl Destination {
             fresh: self.fresh(),
             applied: ours.clean,
             boundaries: self.some_boundaries(),
+            fork: None,
             reason: String::new(),
         })
     }

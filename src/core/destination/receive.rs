@@ -9,6 +9,7 @@ use super::{Destination, Effect, Half, Heard, Pending, State, StoreOp, Writing};
 use crate::canary::{Bug, sings};
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Record};
 use crate::format::ids::{Digest, Mark, Seq};
+use crate::format::superblock::Phase;
 use crate::format::wire::{Report, Signal};
 
 /// Bytes that make another journal write worth its system call while others are under way.
@@ -62,8 +63,18 @@ impl Destination {
             Signal::Resume { common } => self.resume(common, rescan, effects),
             Signal::Settle { common } => self.settle(common, rescan, effects),
             Signal::Restart { at } => self.restart(at, effects),
-            Signal::Sync { .. } | Signal::Ask { .. } if !self.resumed => {
+            Signal::Sync { .. } | Signal::Ask { .. } | Signal::TakeOver { .. } if !self.resumed => {
                 Err(self.staging_trouble().unwrap_or_else(|| "the source signals before it resumed".into()))
+            }
+            Signal::TakeOver { at } => {
+                if at != self.stored || self.received != self.stored || self.acked < at.seq {
+                    return Err(format!("the source hands over at {at}, but {} is stored here", self.stored));
+                }
+                if !self.promotable() || self.superblock.staging.phase != Phase::Direct {
+                    return Err("the source hands over, but a resync isn't on the images yet: try again later".into());
+                }
+                effects.push(Effect::TakeOver);
+                Ok(())
             }
             Signal::Sync { last, whole } => self.seal(last, whole, effects),
             Signal::Ask { id, volume, offset, length } => self.ask(id, volume, offset, length),

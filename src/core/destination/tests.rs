@@ -1,3 +1,4 @@
+mod live;
 mod resync;
 mod staging;
 mod world;

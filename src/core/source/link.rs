@@ -1,6 +1,7 @@
 //! What the destination is sent and what it reports.
 
 use super::super::half::State;
+use super::handover::HandOver;
 use super::{Effect, FrameId, Source};
 use crate::format::block::Block;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
@@ -129,6 +130,10 @@ impl Source {
         }
         if let Some(signal) = again.take() {
             return Some(Send::Block(signal.encode()));
+        }
+        if self.hand_over == Some(HandOver::Due) {
+            self.hand_over = Some(HandOver::Sent);
+            return Some(Send::Block(Signal::TakeOver { at: self.last }.encode()));
         }
         if let Some(question) = self.copier.as_mut().and_then(|copier| copier.next_question(*sent)) {
             let (id, length) = (question.number as u64, question.length as u32);

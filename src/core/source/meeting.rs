@@ -4,6 +4,7 @@
 //! newest that this source knows is the common one. Where its journal still reaches back to it, everything after it is
 //! sent again. Where it doesn't, but the dirty bitmap does, the order begins anew and a resync follows.
 
+use super::super::grains::Grains;
 use super::super::half::State;
 use super::super::recovery::welcome::{self as meeting, Action, Applied, Fence, Held, Here, There};
 use super::link::{First, LOST, Link};
@@ -25,6 +26,12 @@ impl Source {
 
     /// A destination answered our hello.
     pub fn handle_welcome(&mut self, welcome: &Welcome, effects: &mut Vec<Effect>) {
+        self.handle_welcome_of(welcome, None, effects);
+    }
+
+    /// A destination answered our hello, which was the source before and was fenced by the promote that made this one.
+    /// `lacks`: where it may differ from what was promoted.
+    pub fn handle_welcome_of(&mut self, welcome: &Welcome, lacks: Option<&Grains>, effects: &mut Vec<Effect>) {
         let newest_of =
             |known: &dyn Fn(Mark) -> bool| welcome.boundaries.iter().rev().find(|mark| known(**mark)).copied();
         let common = newest_of(&|mark| self.knows(mark));
@@ -57,6 +64,12 @@ impl Source {
         let (clean, last) = (self.superblock.clean, self.last);
         let reach = format!("it has {clean} to {last}");
         let action = found.decide().action;
+        if action != Action::GiveUp && action != Action::StayFenced {
+            self.hand_over_refused();
+        }
+        if matches!(action, Action::ResumeCopy | Action::Resync) && !welcome.whole {
+            self.mark_lacks(lacks);
+        }
         let close = match action {
             Action::StayFenced => return self.handle_fenced(epoch, effects),
             Action::StartOver => {
@@ -93,6 +106,18 @@ impl Source {
             ),
         };
         effects.push(Effect::ClosePeer(close));
+    }
+
+    /// Before anything is told to it; a restart waits until the marks are stored.
+    fn mark_lacks(&mut self, lacks: Option<&Grains>) {
+        let Some(lacks) = lacks else { return };
+        for volume in 0..self.superblock.volumes.len() as u16 {
+            let mut at = 0;
+            while let Some(run) = lacks.next(volume, at) {
+                at = run.end;
+                self.dirty.mark(volume, run);
+            }
+        }
     }
 
     /// What a destination applied, against what it was told to.

@@ -2,6 +2,7 @@
 //!
 //! - `frames`: records become frames; frames become committed, in order.
 //! - `fills`: halves switch, are flushed, and become clean again.
+//! - `handover`: a planned switchover.
 //! - `inherited`: fills that a promoted destination held, and that aren't on the images yet.
 //! - `link`: what the destination is sent and what it reports.
 //! - `meeting`: how the source goes on with a destination that answered its hello.
@@ -13,6 +14,7 @@
 
 mod fills;
 mod frames;
+mod handover;
 mod inherited;
 mod link;
 mod meeting;
@@ -35,6 +37,7 @@ use crate::format::frame::Kind;
 use crate::format::ids::{Epoch, Fill, Mark, Seq};
 use crate::format::superblock::Superblock;
 use frames::Flight;
+use handover::HandOver;
 pub use link::{Link, Send};
 use mode::Clock;
 use std::collections::VecDeque;
@@ -176,6 +179,7 @@ pub struct Source {
     copies: usize,
     /// The fill whose apply makes the destination's copy whole.
     whole_from: Option<Fill>,
+    hand_over: Option<HandOver>,
     pace: Pace,
     clock: Clock,
     scratch: Box<Block>,
@@ -229,6 +233,7 @@ impl Source {
             equal: Vec::new(),
             copies: 0,
             whole_from: None,
+            hand_over: None,
             pace: Pace::default(),
             clock: Clock::new(&shape, &superblock),
             scratch: Box::new([0; crate::limits::BLOCK_BYTES]),
@@ -247,7 +252,9 @@ impl Source {
 
     /// Whether more records may be handed in. Beyond that they still are taken, but a client's socket should be left unread.
     pub fn accepting(&self) -> bool {
-        self.queued_bytes < crate::limits::MAX_WAITING_BYTES && self.queue.len() < crate::limits::MAX_WAITING_RECORDS
+        self.hand_over.is_none()
+            && self.queued_bytes < crate::limits::MAX_WAITING_BYTES
+            && self.queue.len() < crate::limits::MAX_WAITING_RECORDS
     }
 
     /// A record was received whole. It is answered by [`Effect::Answer`].
@@ -295,6 +302,7 @@ impl Source {
         }
         self.turn_mode(effects);
         self.commit(effects);
+        self.turn_hand_over();
         self.switch_if_due(now, effects);
         self.make_frames(now, headers, effects);
         self.sync_if_due(effects);
@@ -313,7 +321,7 @@ impl Source {
         let may = self.can_switch() && half.state == State::Open && self.may_age();
         let aged = half.opened_at.filter(|_| may).map(|opened| opened + self.shape.max_age);
         let paced = self.copier.as_ref().and_then(|_| self.pace.deadline(self.clock.now));
-        aged.into_iter().chain(paced).chain(self.mode_deadline()).min()
+        aged.into_iter().chain(paced).chain(self.mode_deadline()).chain(self.hand_over_deadline()).min()
     }
 
     /// Whether another side was promoted.

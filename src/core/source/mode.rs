@@ -10,6 +10,7 @@
 
 use super::super::policy::{Mode, OnDisconnect, Policy};
 use super::frames::release;
+use super::handover::HandOver;
 use super::{Effect, Link, Shape, Source};
 use crate::canary::{Bug, sings};
 use crate::core::half::Ticket;
@@ -147,6 +148,8 @@ impl Source {
             OnDisconnect::Continue => {
                 self.clock.held_back = false;
                 self.clock.failing = false;
+                // The operator's word that the destination wasn't promoted.
+                self.hand_over = self.hand_over.filter(|_| self.link.is_up());
                 if !self.link.is_up() {
                     // The operator has waited long enough.
                     self.go_alone();
@@ -254,7 +257,7 @@ impl Source {
     }
 
     fn go_alone(&mut self) {
-        if self.clock.alone {
+        if self.clock.alone || self.hand_over == Some(HandOver::Sent) {
             return;
         }
         let clock = &mut self.clock;

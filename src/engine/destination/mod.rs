@@ -4,6 +4,7 @@
 mod live;
 mod promote;
 mod receive;
+pub mod rejoin;
 mod staging;
 mod start;
 mod sums;
@@ -72,8 +73,17 @@ enum Token {
 pub enum Ended {
     /// It was told to stop.
     Stopped,
-    /// It was promoted: here are the images, which hold everything up to the mark.
-    Promoted(Mark, Vec<Image>),
+    /// It was promoted: here are the images.
+    Promoted(Promotion, Vec<Image>),
+}
+
+/// What a promote came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promotion {
+    /// Everything up to here is held.
+    pub at: Mark,
+    /// Whether the source handed over by itself.
+    pub handed_over: bool,
 }
 
 type Waiting = oneshot::Sender<Result<Mark, String>>;
@@ -101,6 +111,8 @@ struct Engine {
     /// Whether the promote was handed to the core, once the connection was over.
     promote_begun: bool,
     promoted: Option<Mark>,
+    /// The source asked for a promote, with nothing of it under way.
+    handed_over: bool,
     commands: Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
     stopping: bool,
@@ -122,7 +134,7 @@ impl Engine {
                 if let Err(error) = self.staging.truncate() {
                     tracing::warn!("{error}; its room isn't given back");
                 }
-                Ended::Promoted(mark, self.images)
+                Ended::Promoted(Promotion { at: mark, handed_over: self.handed_over }, self.images)
             }
             None => Ended::Stopped,
         })
@@ -248,6 +260,10 @@ impl Engine {
             Effect::FreeStaging(range) => self.free_staging(range),
             Effect::SyncDrained(volume) => {
                 self.ring.sync(Token::DrainSync(volume), self.images[usize::from(volume)].disk.fd());
+            }
+            Effect::TakeOver => {
+                tracing::info!("source {}: it hands over", self.core.superblock().name);
+                self.handed_over = true;
             }
             Effect::Disconnect(reason) => {
                 tracing::error!("source {}: {reason}", self.core.superblock().name);

@@ -5,7 +5,7 @@ use crate::format::superblock::Phase;
 
 impl Engine {
     pub(super) fn promote(&mut self, force: bool, done: Waiting) {
-        let refusal = if self.promote.is_some() {
+        let refusal = if self.promote.is_some() || self.handed_over {
             Some("a promote is under way already".into())
         } else if self.core.connected() && !force {
             let address = self.peer_address().unwrap_or_default();
@@ -52,7 +52,7 @@ impl Engine {
 
     /// A promote begins when nothing of the connection is under way any more; until then nothing new is acknowledged.
     pub(super) fn begin_promote(&mut self) {
-        if self.promote.is_none() || self.promote_begun {
+        if (self.promote.is_none() && !self.handed_over) || self.promote_begun {
             return;
         }
         self.fence_peer();

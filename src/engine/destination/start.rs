@@ -137,6 +137,46 @@ impl Folder {
         Ok(Folder { path: path.to_owned(), state, superblock })
     }
 
+    /// Makes the folder of a source that was fenced, in this state, or takes the one that it was promoted from. What is in its
+    /// journal files bears another identity, and counts for nothing; the journal of an earlier promote is made anew by the next.
+    pub fn adopt(path: &Path, state: &Superblock) -> anyhow::Result<Folder> {
+        Folder::prepare(path, state)?;
+        let file = Disk::open_or_create("state", &path.join("state"))?;
+        let (blocks, _) = file.first_blocks(2 * BLOCK_BYTES as u64)?;
+        let before = Superblock::newest(Role::Destination, [&blocks[0], &blocks[1]]);
+        let mut superblock = state.clone();
+        superblock.generation = before.map_or(0, |before| before.generation);
+        // Over the older copy first: until it is written the other one counts.
+        for _copy in 0..2 {
+            superblock.generation += 1;
+            file.store_block(&superblock.encode(), superblock.copy_offset())?;
+        }
+        Ok(Folder { path: path.to_owned(), state: file, superblock })
+    }
+
+    /// Makes the files of a folder, as far as they aren't there, so that nothing has to be made when it counts.
+    pub fn prepare(path: &Path, like: &Superblock) -> anyhow::Result<()> {
+        make_folder(path).with_context(|| format!("the folder {} can't be made", path.display()))?;
+        let bytes = journal_bytes(like.half_bytes, &like.sizes(), like.grain_bytes);
+        let wanted = [(half_path(path, 0), like.half_bytes), (half_path(path, 1), like.half_bytes)];
+        let promoted = (Folder::promoted_journal(path), bytes);
+        for (file, bytes) in wanted.into_iter().chain([promoted.clone()]) {
+            let mut disk = Disk::open_or_create("journal file", &file)?;
+            if disk.size_bytes < bytes {
+                disk.preallocate(bytes)?;
+                if file == promoted.0 {
+                    disk.store_block(&encode_claim(&like.name), 0)?;
+                }
+            }
+        }
+        let mut state = Disk::open_or_create("state", &path.join("state"))?;
+        if state.size_bytes < 2 * BLOCK_BYTES as u64 {
+            state.preallocate(2 * BLOCK_BYTES as u64)?;
+            state.store_block(&encode_claim(&like.name), 0)?;
+        }
+        Ok(())
+    }
+
     /// What the state says.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
@@ -250,6 +290,7 @@ fn prepare(
         promote: None,
         promote_begun: false,
         promoted: None,
+        handed_over: false,
         commands,
         wake,
         stopping: false,

@@ -20,6 +20,7 @@ use super::memory::{Memory, Pool};
 use super::ring::Ring;
 use super::run;
 use super::zeroing::Zeroing;
+use crate::core::grains::Grains;
 use crate::core::half::Ticket;
 use crate::core::index::Segment;
 use crate::core::policy::Policy;
@@ -35,7 +36,7 @@ use report::Report;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
 pub use start::{Birth, Handle, Plan, Promoted, Volume, journal_bytes, spawn};
@@ -89,7 +90,9 @@ struct Engine {
     clients: Clients,
     peer: Option<Peer>,
     peer_memory: Place,
-    next_peer: Option<(std::os::fd::OwnedFd, Box<crate::format::wire::Welcome>)>,
+    next_peer: Option<(std::os::fd::OwnedFd, Box<crate::format::wire::Welcome>, Option<Box<Grains>>)>,
+    /// Whoever waits for the hand-over, and since when no write is taken.
+    hand_over: Option<(Instant, oneshot::Sender<Result<Duration, String>>)>,
     journal: Disk,
     superblock_memory: Place,
     map_memory: Place,
@@ -238,6 +241,14 @@ impl Engine {
                 break;
             }
         }
+        if !self.core.hands_over()
+            && let Some((_, done)) = self.hand_over.take()
+        {
+            let why = "given up: the destination didn't take over, its log says why; writes are taken again";
+            tracing::warn!("handing over was {why}");
+            // Nobody may be waiting any more.
+            let _ = done.send(Err(why.into()));
+        }
         self.pump_flush();
         self.pump_clients();
         Ok(())
@@ -270,6 +281,10 @@ impl Engine {
                 self.kill_clients();
                 self.close_peer(&reason);
                 self.link.send_replace(LinkState::Fenced(epoch));
+                if let Some((since, done)) = self.hand_over.take() {
+                    // Nobody may be waiting any more.
+                    let _ = done.send(Ok(since.elapsed()));
+                }
             }
             Effect::SyncDone(token) => {
                 if let Some(at) = self.syncs.iter().position(|(t, _)| *t == token) {
@@ -286,7 +301,14 @@ impl Engine {
         match command {
             SourceCommand::Client(socket, negotiated) => self.serve_client(socket, negotiated),
             SourceCommand::Hello(answer) => drop(answer.send(self.core.superblock().clone())),
-            SourceCommand::Peer(socket, welcome) => self.next_peer = Some((socket, welcome)),
+            SourceCommand::Peer(socket, welcome, lacks) => self.next_peer = Some((socket, welcome, lacks)),
+            SourceCommand::HandOver(done) => match self.core.handle_hand_over() {
+                Ok(()) => {
+                    tracing::info!("handing over to the destination; no write is taken");
+                    self.hand_over = Some((Instant::now(), done));
+                }
+                Err(reason) => drop(done.send(Err(reason.into()))),
+            },
             SourceCommand::Sync(done) => {
                 self.sync_count += 1;
                 self.syncs.push((self.sync_count, done));
@@ -347,7 +369,7 @@ pub(super) fn failed(what: &str, disk: &Disk, cause: io::Error) -> EngineError {
 }
 
 /// Where the dirty bitmap starts in the journal, in bytes: behind both halves.
-fn map_offset(half_bytes: u64) -> u64 {
+pub(super) fn map_offset(half_bytes: u64) -> u64 {
     journal_offset(half_bytes, 2, 0)
 }
 

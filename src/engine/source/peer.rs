@@ -2,6 +2,7 @@
 
 use super::{Engine, Token, shut_down};
 use crate::core::Place;
+use crate::core::grains::Grains;
 use crate::core::source::Send;
 use crate::engine::command::LinkState;
 use crate::format::wire::{REPORT_BYTES, Report, Sum, Welcome};
@@ -44,15 +45,15 @@ impl Engine {
         if !self.core.ready_to_meet() {
             return;
         }
-        let Some((socket, welcome)) = self.next_peer.take() else { return };
-        self.welcome(socket, &welcome);
+        let Some((socket, welcome, lacks)) = self.next_peer.take() else { return };
+        self.welcome(socket, &welcome, lacks.as_deref());
     }
 
-    fn welcome(&mut self, socket: OwnedFd, welcome: &Welcome) {
+    fn welcome(&mut self, socket: OwnedFd, welcome: &Welcome, lacks: Option<&Grains>) {
         self.peer = Some(Peer { socket, received: 0, receiving: false, sending: false, closed: false });
         self.link.send_replace(LinkState::Up);
         self.report.met(welcome);
-        self.core.handle_welcome(welcome, &mut self.effects);
+        self.core.handle_welcome_of(welcome, lacks, &mut self.effects);
         self.receive_reports();
     }
 

@@ -222,6 +222,7 @@ fn prepare(
         peer: None,
         peer_memory,
         next_peer: None,
+        hand_over: None,
         journal,
         superblock_memory,
         map_memory,

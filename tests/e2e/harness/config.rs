@@ -106,6 +106,8 @@ pub struct DestinationConfig {
     pub journal_dir: PathBuf,
     pub staging_size: String,
     pub resync_staging: String,
+    /// Where promoted images are mirrored to.
+    pub peer: Option<SocketAddr>,
     /// Source name, and volume name and image of each of its volumes.
     pub sources: Vec<(String, Vec<(String, PathBuf)>)>,
     /// Appended as it is.
@@ -122,6 +124,7 @@ impl DestinationConfig {
             journal_dir: dir.join("journals"),
             staging_size: "1GiB".to_owned(),
             resync_staging: "require".to_owned(),
+            peer: None,
             sources: Vec::new(),
             extra: String::new(),
         }
@@ -143,6 +146,9 @@ impl DestinationConfig {
         let _ = write!(text, "staging_size = {:?}\nresync_staging = {:?}\n", self.staging_size, self.resync_staging);
         for (source, volumes) in &self.sources {
             let _ = write!(text, "[[source]]\nname = {source:?}\n");
+            if let Some(peer) = self.peer {
+                let _ = writeln!(text, "peer = \"{peer}\"");
+            }
             for (name, image) in volumes {
                 let _ = write!(text, "[[source.volume]]\nname = {name:?}\nimage = {image:?}\n");
             }
