@@ -15,9 +15,9 @@ use crate::records::Records;
 use crate::times::Times;
 
 /// How long the application may be without an answer before it hangs.
-const HANG: Duration = Duration::from_secs(180);
+pub const HANG: Duration = Duration::from_secs(180);
 /// Records before a failover, and behind it.
-const RECORDS: usize = 40;
+pub const RECORDS: usize = 40;
 const ROUNDS: usize = 10;
 
 /// A mirror with an ext4 on a device that follows it, and the loop on that.
@@ -81,7 +81,8 @@ impl Mounted {
     }
 }
 
-const STEPS: [&str; 3] = ["the promote's end", "the device read at the destination", "the next fsync"];
+const STEPS: [&str; 3] =
+    ["to the promote's end", "to the device read at the destination", "to the next completed fsync"];
 
 #[test]
 #[ignore = "needs a virtual machine: make test-vm"]
@@ -122,7 +123,7 @@ fn an_ext4_stays_mounted_while_its_source_hangs() {
 #[test]
 #[ignore = "needs a virtual machine: make test-vm"]
 fn an_ext4_stays_mounted_while_its_destination_is_killed() {
-    let mut times = Times::new("The destination is killed, with a timeout of 2 s", &["the next fsync"]);
+    let mut times = Times::new("The destination is killed, with a timeout of 2 s", &["to the next completed fsync"]);
     for _ in 0..ROUNDS.div_ceil(3) {
         let mut mounted = Mounted::start(|plan| {
             plan.source.on_disconnect = "continue".to_owned();

@@ -16,6 +16,8 @@ mod failover;
 mod filesystem;
 mod guest;
 mod kernel_log;
+mod live;
 mod pressure;
 mod records;
+mod roles;
 mod times;

@@ -72,6 +72,13 @@ impl Records {
         self.acknowledged.lock().unwrap().get(number).copied()
     }
 
+    /// The longest time between two acknowledgements since the record of this number.
+    pub fn longest_pause(&self, from: usize) -> Duration {
+        let acknowledged = self.acknowledged.lock().unwrap();
+        let recent = &acknowledged[from.saturating_sub(1)..];
+        recent.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
     /// Ends the loop, and asserts that each acknowledged record can be read.
     #[track_caller]
     pub fn end(self) -> Written {

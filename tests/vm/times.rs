@@ -20,17 +20,21 @@ impl Times {
 
     /// Adds a round: when it began, and when each step was over.
     pub fn add(&mut self, began: Instant, steps: &[Instant]) {
-        assert_eq!(steps.len(), self.steps.len(), "one moment for each step");
         let since = |at: &Instant| at.saturating_duration_since(began).as_millis();
-        let round: Vec<u128> = steps.iter().map(since).collect();
-        println!("{}, round {}: {round:?} ms", self.title, self.rounds.len() + 1);
-        self.rounds.push(round);
+        self.add_ms(&steps.iter().map(since).collect::<Vec<_>>());
+    }
+
+    /// Adds a round by its milliseconds.
+    pub fn add_ms(&mut self, steps_ms: &[u128]) {
+        assert_eq!(steps_ms.len(), self.steps.len(), "one time for each step");
+        println!("{}, round {}: {steps_ms:?} ms", self.title, self.rounds.len() + 1);
+        self.rounds.push(steps_ms.to_owned());
     }
 
     /// Writes the table to a file for the host, and prints it.
     pub fn write(&self, name: &str) {
         let mut text = format!("{}, Linux {}, {} rounds:\n\n", self.title, kernel(), self.rounds.len());
-        text.push_str("| from the beginning to | median | worst |\n|---|---|---|\n");
+        text.push_str("| | median | worst |\n|---|---|---|\n");
         for (at, step) in self.steps.iter().enumerate() {
             let mut column: Vec<u128> = self.rounds.iter().map(|round| round[at]).collect();
             column.sort_unstable();
