@@ -143,7 +143,6 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(CallError::Unreachable(_)) => EXIT_UNREACHABLE,
         None if error.is::<verify::Different>() => EXIT_DIFFERENT,
         None if error.is::<rejoin::Discards>() => EXIT_REFUSED,
-        None => EXIT_FAILURE,
         None => match error.downcast_ref() {
             Some(AttachError::Refused(_)) => EXIT_REFUSED,
             Some(AttachError::Unreachable(_)) => EXIT_UNREACHABLE,

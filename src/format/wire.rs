@@ -495,6 +495,7 @@ mod tests {
             fresh: false,
             applied: mark(1),
             boundaries: (0..MAX_BOUNDARIES as u64).map(mark).collect(),
+            fork: Some(Fork { at: mark(8), source: Id([9; 16]) }),
             reason: "ä".repeat(300),
         };
         let decoded = Welcome::decode(&welcome.encode()).unwrap();
@@ -502,6 +503,7 @@ mod tests {
         for signal in [
             Signal::Resume { common: mark(2) },
             Signal::Settle { common: mark(4) },
+            Signal::TakeOver { at: mark(6) },
             Signal::Restart { at: mark(5) },
             Signal::Ping { answered: Seq(6), alone: true },
             Signal::Ask { id: 7, volume: 31, offset: 1 << 40, length: 1 << 20 },

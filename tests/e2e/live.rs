@@ -27,7 +27,7 @@ fn in_step(size: u64) -> Mirror {
 /// Opens the image, once it may be read.
 #[track_caller]
 fn open(mirror: &Mirror) -> Client {
-    eventually("the image can be read", Duration::from_secs(20), || Client::go(&mirror.promoted(), "vol0").ok())
+    eventually("the image can be read", Duration::from_secs(20), || Client::go(&mirror.promoted(), "vol0@image").ok())
 }
 
 /// The number in each block of a read.
@@ -52,7 +52,7 @@ fn a_read_sees_the_last_sync_and_nothing_later() {
         assert!(reader.read(12_288, given.len()).unwrap() == given, "round {round}: later writes are seen");
         let status = mirror.destination.status();
         let source = &status["sources"][0];
-        assert_eq!((&source["clients"], &source["exports"][0]), (&1.into(), &"vol0".into()), "{source:#}");
+        assert_eq!((&source["clients"], &source["exports"][0]), (&1.into(), &"vol0@image".into()), "{source:#}");
         assert_eq!((&source["read_record"], &source["read_refusal"]), (&source["applied_record"], &().into()));
     }
 }
@@ -138,7 +138,7 @@ fn refused_with_the_reason_until_the_first_sync_is_complete() {
     plan.source.destination = Some(proxy.address);
     let mirror = plan.start();
     let error = eventually("the export is refused", Duration::from_secs(20), || {
-        Client::go(&mirror.promoted(), "vol0").err().filter(|error| error.to_string().contains("first sync"))
+        Client::go(&mirror.promoted(), "vol0@image").err().filter(|error| error.to_string().contains("first sync"))
     });
     assert_says(&error.to_string(), &["vol0", "whole copy"]);
     proxy.set_rate(0);
@@ -210,7 +210,7 @@ fn after_a_restart_it_waits_for_the_source_to_say_what_is_complete() {
     mirror.source.freeze();
     mirror.destination.kill();
     mirror.destination.restart();
-    let error = Client::go(&mirror.promoted(), "vol0").err().expect("nothing is known of the open fill");
+    let error = Client::go(&mirror.promoted(), "vol0@image").err().expect("nothing is known of the open fill");
     assert_says(&error.to_string(), &["vol0", "started"]);
     mirror.source.thaw();
     mirror.destination.wait_for_mirror("the source is back", |mirror| mirror["connected"] == true);
@@ -252,7 +252,7 @@ fn foreign_clients_copy_the_image() {
         writer.write(at * MIB, &pattern(at, MIB as usize)).unwrap();
     }
     mirror.source.sync();
-    let (uri, copy) = (mirror.promoted().uri("vol0"), mirror.plan.path("copy"));
+    let (uri, copy) = (mirror.promoted().uri("vol0@image"), mirror.plan.path("copy"));
     run("nbdcopy", [uri.as_str(), copy.to_str().unwrap()]);
     let expected = std::fs::read(mirror.plan.volume(0)).unwrap();
     assert!(std::fs::read(&copy).unwrap() == expected, "nbdcopy");

@@ -73,6 +73,8 @@ pub struct DestinationNode {
     /// A promote has begun in this run, and whether it serves the images as they were before a resync.
     promoting: bool,
     pub serves_base: bool,
+    /// Its source has handed over.
+    pub takes_over: bool,
     /// It was asked to settle, over this connection, and the order didn't begin anew yet.
     settling: bool,
     /// The log's part that is on its way to the images.
@@ -108,6 +110,7 @@ impl DestinationNode {
             plan,
             promoting: false,
             serves_base: false,
+            takes_over: false,
             settling: false,
             drain: Vec::new(),
             sums: Vec::new(),
@@ -187,7 +190,7 @@ impl DestinationNode {
             cx.met.count_if(appends, Rare::DestinationCrashedInAppend);
             cx.met.count_if(core.drains_under_way() > 0, Rare::DestinationCrashedInDrain);
         }
-        (self.settling, self.promoting) = (false, false);
+        (self.settling, self.promoting, self.takes_over) = (false, false, false);
         self.sums.clear();
         self.answers.clear();
         self.live.clear();
@@ -390,7 +393,7 @@ impl DestinationNode {
                 self.signalled.extend(sealed.map(|half| half.last.digest.0));
                 cx.met.count_if(last.fill <= applied, Rare::SignalAgain);
             }
-            Signal::Ping { .. } | Signal::Ask { .. } => {}
+            Signal::Ping { .. } | Signal::Ask { .. } | Signal::TakeOver { .. } => {}
         }
         true
     }
@@ -473,6 +476,10 @@ impl DestinationNode {
                     }
                     Effect::SyncDrained(volume) => {
                         self.io.sync(Op::DrainSync(volume), &[VOLUMES + usize::from(volume)]);
+                    }
+                    Effect::TakeOver => {
+                        cx.met.count(Rare::TookOver);
+                        self.takes_over = true;
                     }
                     Effect::Disconnect(reason) => {
                         let full = core.staging_trouble().is_some() && !self.plan.best_effort;

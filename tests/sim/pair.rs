@@ -46,9 +46,10 @@ pub enum Event {
     Policy,
     Verify,
     LiveRead,
+    HandOver,
 }
 
-pub const EVENTS: [Event; 25] = [
+pub const EVENTS: [Event; 26] = [
     Event::SourceDisk,
     Event::MirrorDisk,
     Event::ToDestination,
@@ -74,6 +75,7 @@ pub const EVENTS: [Event; 25] = [
     Event::Policy,
     Event::Verify,
     Event::LiveRead,
+    Event::HandOver,
 ];
 
 /// Events from here on aren't needed for the two to come into step.
@@ -196,6 +198,7 @@ impl Pair {
             Event::Outage => source_up && self.outage == 0,
             Event::Policy => source_up,
             Event::Verify => self.link.source_up,
+            Event::HandOver => self.link.source_up && self.promoted.is_none() && !self.promoting,
             Event::LiveRead => mirror_up && self.promoted.is_none(),
             Event::CrashSource => !self.source.down(),
             Event::CrashMirror => !self.mirror.down(),
@@ -336,6 +339,7 @@ impl Pair {
                 self.source.set_policy(policy, cx);
                 self.source.turn(&mut self.link, &mut self.model, cx);
             }
+            Event::HandOver => self.hand_over(cx),
             Event::Verify => {
                 let repair = cx.rng.chance(300);
                 self.verify(repair, cx);
@@ -346,6 +350,15 @@ impl Pair {
             }
         }
         1
+    }
+
+    /// The source hands over, if that can be now.
+    fn hand_over(&mut self, cx: &mut Context) {
+        if let Some(core) = &mut self.source.core {
+            // Why not is of no interest.
+            let _ = core.handle_hand_over();
+        }
+        self.source.turn(&mut self.link, &mut self.model, cx);
     }
 
     /// A `sync` command; returns its token.
@@ -425,6 +438,9 @@ impl Pair {
             self.mirror.deliver(&mut self.link, cx);
         }
         self.mirror.turn(&mut self.link, cx);
+        if std::mem::take(&mut self.mirror.takes_over) {
+            self.promote(cx);
+        }
         // There is room for more to be sent.
         self.source.turn(&mut self.link, &mut self.model, cx);
         count
@@ -651,6 +667,7 @@ fn weights(cx: &mut Context) -> [u64; EVENTS.len()] {
     set(Event::Outage, slow(rng.pick(&[0, 2, 8]), rng));
     set(Event::Policy, rng.pick(&[0, 0, 1]));
     set(Event::Verify, rng.pick(&[0, 1]));
+    set(Event::HandOver, rng.pick(&[0, 0, 1]));
     set(Event::LiveRead, rng.pick(&[5, 60]));
     weights
 }

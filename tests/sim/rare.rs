@@ -27,6 +27,8 @@ rare! {
     SourceCrashedInRecovery,
     /// a source crashed while a half was being flushed
     SourceCrashedInFlush,
+    /// a source handed over, and its destination took over
+    TookOver,
     /// a promoted image was served while fills weren't on it yet
     Inherited,
     /// one such crashed while they were brought there

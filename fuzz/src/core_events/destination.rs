@@ -339,6 +339,7 @@ impl Driver {
                 self.resumed = matches!(signal, Signal::Resume { .. });
                 (self.reported, self.acked) = (common.seq, common.seq);
             }
+            Signal::TakeOver { at } => assert_eq!(at, self.core.stored()),
             Signal::Restart { at } => {
                 assert!(self.frames.is_empty() || self.settled, "everything is thrown away");
                 assert!(self.received().seq <= self.durable.seq, "what isn't clean is thrown away");
@@ -417,6 +418,8 @@ impl Driver {
         for effect in std::mem::take(&mut self.effects) {
             match effect {
                 Effect::Report(report) => self.reported(report),
+                // Whether it is promoted is another event's to decide.
+                Effect::TakeOver => {}
                 Effect::SyncFile(half) => {
                     let frames = self.frames.iter().filter(|frame| frame.written && frame.mark.fill.half() == half);
                     self.ops.push(Op::FileSync(frames.map(|frame| frame.mark).collect()));
@@ -435,7 +438,7 @@ impl Driver {
                     if now.phase == before.phase && now.head != before.head {
                         assert_eq!(self.unsynced, 0, "drained before the images are synced");
                     }
-                    assert!(!superblock.promoted || superblock.clean == self.core.stored());
+                    assert!(!superblock.promoted || superblock.known == [self.core.stored()]);
                     self.ops.push(Op::State(Box::new(superblock.clone())));
                 }
                 Effect::Erase(half, position) => {

@@ -27,6 +27,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 
+/// What a volume's name is followed by where its image is read while it is mirrored.
+const IMAGE: &str = "@image";
 /// How old a fill of a promoted image may become.
 const PROMOTED_MAX_AGE: Duration = Duration::from_secs(10);
 /// How long a stopping engine may take.
@@ -151,6 +153,9 @@ impl Mirror {
             let shape = ExportShape { size_bytes, block_bytes, read_only: true };
             let identity = Identity { volume: VolumeId::of(lineage, &name), epoch, role: Role::Image };
             let server = Server::Image(commands.clone(), refusal.clone());
+            // Not the volume's own name: a client that lost the volume here, when roles were swapped, must not find something
+            // that answers its writes with an error.
+            let name = format!("{name}{IMAGE}");
             exports.push(self.exports.add(&self.name, Served { name, shape, identity, server, volume }));
         }
         let (mirror, read_only) = (self.clone(), exports.clone());

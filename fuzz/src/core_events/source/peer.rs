@@ -52,6 +52,12 @@ impl Driver {
                     assert!(frames.into_iter().all(|frame| frame.stable), "signalled before it is stable");
                 }
             }
+            Signal::TakeOver { at } => {
+                assert!(
+                    at.seq == self.core.committed() && at.seq == self.core.last(),
+                    "handed over before all is answered"
+                );
+            }
             Signal::Settle { common } => {
                 assert!(self.sent.is_none() && self.settling.is_none());
                 self.settling = Some(common);

@@ -94,6 +94,8 @@ pub struct World {
     pub effects: Vec<Effect>,
     pub reports: Vec<Report>,
     pub cut_off: Option<String>,
+    /// The source handed over.
+    pub taken_over: bool,
     pub promoted: Option<Mark>,
     pub disks: Disks,
     /// Appends and restarts find no room.
@@ -165,6 +167,7 @@ impl World {
             effects: Vec::new(),
             reports: Vec::new(),
             cut_off: None,
+            taken_over: false,
             promoted: None,
             memory: files.clone(),
             drain: vec![0; DRAIN_BYTES as usize],
@@ -283,6 +286,7 @@ impl World {
                     Effect::StageRestart(block, at) => self.ops.push_back(Op::StageRestart(block, at)),
                     Effect::FreeStaging(range) => self.ops.push_back(Op::Free(range)),
                     Effect::SyncDrained(volume) => self.ops.push_back(Op::DrainSync(volume)),
+                    Effect::TakeOver => self.taken_over = true,
                     Effect::Disconnect(reason) => {
                         self.cut_off = Some(reason);
                         self.core.handle_disconnected();
