@@ -31,7 +31,7 @@ fn a_live_image_is_mounted_and_read_while_mirroring_goes_on() {
     mounted.records.wait_for(RECORDS, HANG);
     fs::write(mounted.ext4.path.join("after"), "later").expect("write a file");
 
-    let device = Device::attach(&mounted.destination(), "vol0");
+    let device = Device::attach(&mounted.destination(), "vol0@image");
     let live = Ext4::mount(&device.path, &mounted.mirror.plan.path("live"), "ro,noload");
     for number in 0..20 {
         let path = live.path.join("before").join(number.to_string());
