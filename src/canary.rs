@@ -45,6 +45,10 @@ pub enum Bug {
     RestartVolatile,
     /// A source that ended in step goes on alone after a start, though its destination may have been promoted.
     AloneAfterStart,
+    /// The destination counts a source's timeout from when its word arrives.
+    LeaseFromReceipt,
+    /// A source that is told to go on alone does so before its destination knows of it.
+    ForgetWord,
     /// A promoted image's reads look past what isn't applied yet.
     PastInherited,
     /// What is served of a promoted image is flushed before what the promote left unapplied.
@@ -59,7 +63,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 24] = [
+    pub const ALL: [Bug; 26] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -79,6 +83,8 @@ impl Bug {
         Bug::AppendUnsynced,
         Bug::RestartVolatile,
         Bug::AloneAfterStart,
+        Bug::LeaseFromReceipt,
+        Bug::ForgetWord,
         Bug::PastInherited,
         Bug::FlushBeforeInherited,
         Bug::LiveFromDevice,

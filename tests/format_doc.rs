@@ -7,6 +7,7 @@ use nbd_mirror::format::frame::{FLAG_SYNC, Header, Kind, RECORD_FUA, Record};
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
 use nbd_mirror::format::kept::{FRAMES_OFFSET, Kept};
 use nbd_mirror::format::map;
+use nbd_mirror::format::ping::{OnDisconnect, Ping, Standing};
 use nbd_mirror::format::superblock::{Phase, Role, Staging, Superblock, Volume, encode_claim};
 use nbd_mirror::format::wire::{Fork, REPORT_BYTES, Report, Signal, Sum, Verdict, Welcome, encode_hello, encode_lacks};
 use nbd_mirror::limits::{
@@ -360,6 +361,8 @@ fn the_signals_are_as_documented() {
     let table = &tables["Signal"];
     assert_eq!(table.bytes, BLOCK_BYTES);
     let nothing = Mark::default();
+    let (standing, on_disconnect) = (Standing::Bound, OnDisconnect::Stall);
+    let ping = Ping { answered: Seq(105), standing, on_disconnect, timeout_ms: 107, echo: 108 };
     let pinged = Mark { seq: Seq(105), ..nothing };
     // Each with its kind, name, flag and mark, and what else it says.
     let signals = [
@@ -367,7 +370,7 @@ fn the_signals_are_as_documented() {
         (Signal::Sync { last: mark(102), whole: true }, 2, "sync", 1, mark(102), [0; 4]),
         (Signal::Settle { common: mark(103) }, 3, "settle", 0, mark(103), [0; 4]),
         (Signal::Restart { at: mark(104) }, 4, "restart", 0, mark(104), [0; 4]),
-        (Signal::Ping { answered: Seq(105), alone: true }, 5, "ping", 1, pinged, [0; 4]),
+        (Signal::Ping(ping), 5, "ping", 2, pinged, [108, 1, 0, 107]),
         (Signal::TakeOver { at: mark(109) }, 7, "take over", 0, mark(109), [0; 4]),
         (Signal::Ask { id: 106, volume: 7, offset: 8192, length: 108 }, 6, "ask", 0, nothing, [106, 7, 8192, 108]),
     ];
@@ -394,7 +397,7 @@ fn the_reports_are_as_documented() {
         (Report::Applied(mark(106)), "applied", [2, 106, 107, 108]),
         (Report::Fenced(Epoch(109)), "fenced", [3, 0, 109, 0]),
         (Report::Settled(mark(110)), "settled", [4, 110, 111, 112]),
-        (Report::Pong, "pong", [5, 0, 0, 0]),
+        (Report::Pong { stamp: 112 }, "pong", [5, 0, 112, 0]),
         (Report::Sums { id: 113, count: 14 }, "sums", [6, 14, 113, 0]),
     ];
     for (report, name, expected) in reports {
@@ -418,8 +421,8 @@ fn the_sums_are_as_documented() {
 #[test]
 fn the_bounds_in_the_text_are_the_programs() {
     let text = document();
-    assert_eq!(nbd_mirror::format::block::VERSION, 2);
-    assert!(text.contains("| version | 2. |") && text.contains("This page is of version 2."));
+    assert_eq!(nbd_mirror::format::block::VERSION, 3);
+    assert!(text.contains("| version | 3. |") && text.contains("This page is of version 3."));
     assert!(text.contains(&format!("| {JOURNAL_DATA_OFFSET} | half 0")));
     let sizes = [100 << 30];
     let journal = nbd_mirror::engine::source::journal_bytes(8 << 20, &sizes, 65536);

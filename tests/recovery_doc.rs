@@ -1,7 +1,7 @@
 //! The tables of docs/recovery.md are those that the program decides by.
 
 use nbd_mirror::core::recovery::table::{Row, markdown};
-use nbd_mirror::core::recovery::{chain, destination_start, hello, reach, source_start, welcome};
+use nbd_mirror::core::recovery::{chain, destination_start, hello, reach, source_start, warrant, welcome};
 use std::path::Path;
 
 fn assert_shown<R: Row>(section: &str) {
@@ -36,6 +36,11 @@ fn a_hello_is_answered_as_documented() {
 #[test]
 fn a_welcome_is_taken_as_documented() {
     assert_shown::<welcome::Row>("The source takes a welcome");
+}
+
+#[test]
+fn a_promote_is_judged_as_documented() {
+    assert_shown::<warrant::Row>("What a promote may lack");
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod view;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
@@ -33,6 +34,8 @@ const EXIT_REFUSED: u8 = 3;
 const EXIT_UNREACHABLE: u8 = 4;
 /// Exit code: volumes and images differ.
 const EXIT_DIFFERENT: u8 = 5;
+/// Exit code: a promote would need force.
+const EXIT_NEEDS_FORCE: u8 = 7;
 
 /// Exit code: the kernel's NBD client can't be used.
 const EXIT_KERNEL: u8 = 6;
@@ -45,7 +48,8 @@ Exit codes:
   3  refused: by the daemon that was asked, or because a device or server isn't the right one
   4  the daemon can't be reached, or no server has the volume
   5  verify found differences that are not repaired
-  6  the kernel's NBD client isn't loaded, or not permitted";
+  6  the kernel's NBD client isn't loaded, or not permitted
+  7  promote --check: without --force it would be refused";
 
 /// Mirrors block devices synchronously, in userspace, over NBD.
 #[derive(Debug, Parser)]
@@ -142,6 +146,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(CallError::Refused(_)) => EXIT_REFUSED,
         Some(CallError::Unreachable(_)) => EXIT_UNREACHABLE,
         None if error.is::<verify::Different>() => EXIT_DIFFERENT,
+        None if error.is::<promote::NeedsForce>() => EXIT_NEEDS_FORCE,
         None if error.is::<rejoin::Discards>() => EXIT_REFUSED,
         None => match error.downcast_ref() {
             Some(AttachError::Refused(_)) => EXIT_REFUSED,
@@ -160,6 +165,11 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 /// Asks a daemon once.
 fn ask(admin: &Path, request: &Request) -> anyhow::Result<Value> {
     runtime()?.block_on(admin::call(admin, request))
+}
+
+/// Seconds since 1970. A clock before that shows no ages, which is right.
+fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Prints to stdout; a closed pipe is an error here, not a panic.
@@ -194,6 +204,8 @@ mod tests {
             "verify --admin /run/a --repair --json",
             "promote --admin /run/a alpha",
             "promote --admin /run/a alpha --force",
+            "promote --admin /run/a alpha --check",
+            "promote --admin /run/a alpha --check --json",
             "switchover --admin /run/a",
             "switchover --admin /run/a alpha",
             "rejoin --admin /run/a",
@@ -221,6 +233,7 @@ mod tests {
             "sync",
             "source",
             "promote --admin /a",
+            "promote --admin /a alpha --check --force",
             "status --admin /a --json --watch",
             "set --admin /a",
             "attach",

@@ -2,11 +2,11 @@
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::Args;
 
-use super::{EXIT_CODES, ask, print, view};
+use super::{EXIT_CODES, ask, now_unix_s, print, view};
 use crate::control::admin::Request;
 
 /// Time between two redraws of `--watch`.
@@ -38,11 +38,6 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
     } else {
         print(&view::status(&status, now_unix_s()))
     }
-}
-
-/// Seconds since 1970. A clock before that shows no ages, which is right.
-fn now_unix_s() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Redraws until interrupted. A daemon that is away is shown as such: it may come back.

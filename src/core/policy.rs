@@ -1,17 +1,7 @@
 //! What becomes of writes while the destination is away.
 
+pub use crate::format::ping::OnDisconnect;
 use std::time::Duration;
-
-/// What a source does when its destination has been away for [`Policy::timeout`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnDisconnect {
-    /// It goes on alone, and tracks what changes.
-    Continue,
-    /// Writes wait.
-    Stall,
-    /// Writes get an error.
-    Fail,
-}
 
 /// The policy, which can be changed while the source runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! Commands go in over a bounded channel and an eventfd; answers come back over tokio's oneshot and watch, whose
 //! senders never block.
 
+use super::destination::Warrant;
 use crate::core::destination::Unreadable;
 use crate::core::grains::Grains;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
@@ -114,12 +115,21 @@ pub enum DestinationCommand {
         /// Even though the source is connected, or the image isn't whole.
         force: bool,
         /// Answered when the images hold everything.
-        done: oneshot::Sender<Result<Mark, String>>,
+        done: oneshot::Sender<Promoted>,
     },
     /// How things stand.
     Status(oneshot::Sender<DestinationStatus>),
     /// Close everything and end.
     Stop,
+}
+
+/// How a promote went.
+#[derive(Debug)]
+pub struct Promoted {
+    /// What was known before it.
+    pub warrant: Box<Warrant>,
+    /// The last record served, or why it was refused.
+    pub outcome: Result<Mark, String>,
 }
 
 /// The connection to the destination, as the source's engine sees it.
@@ -218,6 +228,10 @@ pub struct SourceStatus {
     pub open_fill: u64,
     /// Both halves.
     pub halves: Vec<HalfStatus>,
+    /// Fills that a promote left, and that aren't on the volumes yet.
+    pub inherited: usize,
+    /// The last record before them, where there are any.
+    pub before_inherited: Option<u64>,
     /// NBD connections.
     pub clients: usize,
     /// Requests that aren't answered.
@@ -277,6 +291,8 @@ pub struct DestinationStatus {
     pub answered_record: u64,
     /// Whether the source said, when it was heard last, that it answers writes alone.
     pub source_alone: bool,
+    /// What a promote would serve and lack.
+    pub warrant: Box<Warrant>,
     /// The connected source's address.
     pub peer: Option<String>,
     /// Why the last connection ended.

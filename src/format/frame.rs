@@ -379,7 +379,7 @@ mod tests {
     fn golden_bytes() {
         let mut block = [0; BLOCK_BYTES];
         let digest = header().encode(records(&[1; 8192]).iter(), &mut block);
-        assert_eq!(&block[..12], b"NBDMFRAM\x02\x00\x01\x00");
+        assert_eq!(&block[..12], b"NBDMFRAM\x03\x00\x01\x00");
         assert_eq!(&block[16..32], &[7; 16]);
         assert_eq!(block[32], 2);
         assert_eq!(block[48], 4);

@@ -10,5 +10,6 @@ pub mod ids;
 pub mod kept;
 pub mod map;
 pub mod nbd;
+pub mod ping;
 pub mod superblock;
 pub mod wire;

@@ -29,6 +29,7 @@
 use super::block::{self, Block, BlockError};
 use super::checksum::crc32c;
 use super::ids::{Digest, Epoch, Fill, Id, Mark, RawMark, Seq};
+use super::ping::{OnDisconnect, Ping, Standing};
 use super::superblock::{Phase, Role, Superblock};
 use crate::limits::{BLOCK_BYTES, COPY_WINDOW_BYTES, MAX_BOUNDARIES, MAX_SUMS, MAX_VOLUMES, SUM_GRAIN_BYTES};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -257,12 +258,7 @@ pub enum Signal {
         at: Mark,
     },
     /// Are you there? To be answered by [`Report::Pong`].
-    Ping {
-        /// The last record answered to a client.
-        answered: Seq,
-        /// Whether writes are answered without the destination.
-        alone: bool,
-    },
+    Ping(Ping),
     /// The source hands over: it answers nothing behind this frame, and all up to it is answered. The destination is to be
     /// promoted there.
     TakeOver {
@@ -315,8 +311,9 @@ impl Signal {
             Signal::Sync { last, whole } => (raw.kind, raw.flag, raw.mark) = (2, whole.into(), last.into()),
             Signal::Settle { common } => (raw.kind, raw.mark) = (3, common.into()),
             Signal::Restart { at } => (raw.kind, raw.mark) = (4, at.into()),
-            Signal::Ping { answered, alone } => {
-                (raw.kind, raw.flag, raw.mark) = (5, alone.into(), Mark { seq: answered, ..Mark::default() }.into());
+            Signal::Ping(Ping { answered, standing, on_disconnect, timeout_ms, echo }) => {
+                (raw.kind, raw.flag, raw.mark) = (5, standing as u8, Mark { seq: answered, ..Mark::default() }.into());
+                (raw.volume, raw.length, raw.id) = ((on_disconnect as u16).into(), timeout_ms.into(), echo.into());
             }
             Signal::TakeOver { at } => (raw.kind, raw.mark) = (7, at.into()),
             Signal::Ask { id, volume, offset, length } => {
@@ -342,7 +339,13 @@ impl Signal {
             3 => Ok(Signal::Settle { common: mark }),
             4 => Ok(Signal::Restart { at: mark }),
             7 => Ok(Signal::TakeOver { at: mark }),
-            5 => Ok(Signal::Ping { answered: mark.seq, alone: raw.flag != 0 }),
+            5 => Ok(Signal::Ping(Ping {
+                answered: mark.seq,
+                standing: Standing::of(raw.flag)?,
+                on_disconnect: OnDisconnect::of(raw.volume.get())?,
+                timeout_ms: raw.length.get(),
+                echo: raw.id.get(),
+            })),
             6 => {
                 let (offset, length) = (raw.offset.get(), raw.length.get());
                 let fits = offset.is_multiple_of(SUM_GRAIN_BYTES) && offset.checked_add(length.into()).is_some();
@@ -377,8 +380,11 @@ pub enum Report {
     Fenced(Epoch),
     /// All that is held, up to this frame, is applied: the order may begin anew.
     Settled(Mark),
-    /// The answer to a ping.
-    Pong,
+    /// The answer to a ping, with when it was given: in milliseconds by the destination's clock, to be echoed.
+    Pong {
+        /// That moment; 0 says nothing.
+        stamp: u64,
+    },
     /// The answer to a question; so many [`Sum`]s follow, one for each [`SUM_GRAIN_BYTES`] of the range asked for.
     Sums {
         /// Which question.
@@ -412,7 +418,7 @@ impl Report {
             Report::Applied(mark) => (2, mark),
             Report::Fenced(epoch) => (3, Mark { seq: Seq(epoch.0), ..Mark::default() }),
             Report::Settled(mark) => (4, mark),
-            Report::Pong => (5, Mark::default()),
+            Report::Pong { stamp } => (5, Mark { seq: Seq(stamp), ..Mark::default() }),
             Report::Sums { id, count } => (6, Mark { fill: Fill(count as u64), seq: Seq(id), ..Mark::default() }),
         };
         let mut raw = RawReport {
@@ -450,7 +456,7 @@ impl Report {
             2 => Ok(Report::Applied(mark)),
             3 => Ok(Report::Fenced(Epoch(seq.0))),
             4 => Ok(Report::Settled(mark)),
-            5 => Ok(Report::Pong),
+            5 => Ok(Report::Pong { stamp: seq.0 }),
             6 if mark.fill.0 as usize <= MAX_SUMS => Ok(Report::Sums { id: seq.0, count: mark.fill.0 as usize }),
             6 => Err(BlockError::Field("number of checksums")),
             _ => Err(BlockError::Field("report kind")),
@@ -505,7 +511,6 @@ mod tests {
             Signal::Settle { common: mark(4) },
             Signal::TakeOver { at: mark(6) },
             Signal::Restart { at: mark(5) },
-            Signal::Ping { answered: Seq(6), alone: true },
             Signal::Ask { id: 7, volume: 31, offset: 1 << 40, length: 1 << 20 },
             Signal::Sync { last: mark(3), whole: false },
             Signal::Sync { last: mark(3), whole: true },
@@ -522,7 +527,7 @@ mod tests {
             Report::Applied(mark(4)),
             Report::Fenced(Epoch(9)),
             Report::Settled(mark(5)),
-            Report::Pong,
+            Report::Pong { stamp: 6 },
             Report::Sums { id: 8, count: MAX_SUMS },
         ] {
             let mut bytes = report.encode();

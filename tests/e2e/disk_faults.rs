@@ -398,6 +398,10 @@ fn a_promoted_image_whose_disk_fails() {
         (Operation::Sync, "/promoted.journal", "the journal's write"),
     ] {
         let mut whole = FaultyMirror::start("always", 1);
+        whole
+            .mirror
+            .destination
+            .wait_for_mirror("nothing is missing", |mirror| mirror["warrant"]["missing_writes"] == 0);
         whole.mirror.source.kill();
         promote_when_noticed(&whole.mirror.destination, "alpha");
         let mut client = Client::go(&whole.mirror.promoted(), "vol0").unwrap();

@@ -29,3 +29,4 @@ mod promote;
 mod restart;
 mod surface;
 mod swap;
+mod warrant;

@@ -110,8 +110,9 @@ fn a_promote_of_one_source_leaves_the_other_alone() {
     let (alpha_ledger, alpha_load) = start(&site.sources[0].0);
     let (beta_ledger, beta_load) = start(&site.sources[1].0);
     alpha_load.wait_for_answers(500);
-    site.destination
-        .wait_for_status("the first sync of alpha ends", |status| status["sources"][0]["promotable"] == true);
+    site.destination.wait_for_status("the first sync of alpha ends", |status| {
+        status["sources"][0]["warrant"]["missing_writes"] == 0
+    });
     site.sources[0].1.kill();
     alpha_load.stop();
     crate::promote::promote_when_noticed(&site.destination, "alpha");

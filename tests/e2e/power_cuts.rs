@@ -17,7 +17,7 @@ use crate::harness::{
     SUPERBLOCKS, VOLUME, create_file, cut, eventually, fill_pattern, flag, fuse_or_skip, hash, kind, pattern, verb,
     wait_until,
 };
-use crate::promote::promote_when_noticed;
+use crate::promote::promote_by_force;
 
 const BLOCKS: usize = (VOLUME / 4096) as usize;
 
@@ -242,7 +242,7 @@ fn promote_after_a_cut(durability: &str, test: u64) {
             let fault = choose(&whole.far, &moments, seed ^ 7);
             let admin = whole.mirror.plan.destination.admin();
             let admin = admin.to_str().unwrap().to_owned();
-            let promoting = thread::spawn(move || verb(&["promote", "--admin", &admin, "alpha"]));
+            let promoting = thread::spawn(move || verb(&["promote", "--admin", &admin, "alpha", "--force"]));
             // An apply may have less to do than the moment waits for.
             wait_until("the cut or the promote's end", Duration::from_secs(30), || {
                 fault.hits() > 0 || promoting.is_finished()
@@ -257,7 +257,7 @@ fn promote_after_a_cut(durability: &str, test: u64) {
             status["sources"][0]["state"].as_str().filter(|state| *state != "preparing").map(str::to_owned)
         });
         if state != "promoted" {
-            promote_when_noticed(&whole.mirror.destination, "alpha");
+            promote_by_force(&whole.mirror.destination, "alpha");
         }
         ledger.settle(&format!("{what}: promoted exports"), &whole.mirror.promoted_volumes());
         ledger.check(&format!("{what}: image files"), &whole.mirror.images());
@@ -342,7 +342,7 @@ fn the_destinations_power_after_a_crash() {
         whole.cut_destination(seed);
         whole.far.heal();
         whole.mirror.destination.restart();
-        promote_when_noticed(&whole.mirror.destination, "alpha");
+        promote_by_force(&whole.mirror.destination, "alpha");
         ledger.check(&format!("{what}: promoted exports"), &whole.mirror.promoted_volumes());
     }
 }

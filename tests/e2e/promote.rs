@@ -22,6 +22,15 @@ pub fn promote_when_noticed(destination: &Daemon, source: &str) -> String {
     done.success()
 }
 
+/// Promotes by force: the source is known to be dead, but the destination was restarted since, and can't know.
+#[track_caller]
+pub fn promote_by_force(destination: &Daemon, source: &str) -> String {
+    let unforced = destination.promote(source, false);
+    assert_eq!(unforced.status.code(), Some(REFUSED), "it can't know: {}", unforced.stdout);
+    assert_says(&unforced.stderr, &["missing", "--force"]);
+    destination.promote(source, true).success()
+}
+
 /// Whether a promote was refused for the reason that its source is connected.
 pub fn is_connected(promote: &Finished) -> bool {
     promote.status.code() == Some(REFUSED) && promote.stderr.contains("connected")

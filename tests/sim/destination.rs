@@ -320,7 +320,7 @@ impl DestinationNode {
                     link.taken = true;
                     link.send_to_source(Message::Welcome(Box::new(welcome)));
                     match verdict {
-                        Verdict::Welcome => core.handle_connected(),
+                        Verdict::Welcome => core.handle_connected(cx.now),
                         Verdict::Fenced => link.closed_by_destination(),
                         Verdict::Refused => {
                             let full = core.staging_trouble().is_some();
@@ -372,7 +372,7 @@ impl DestinationNode {
         };
         let applied = core.superblock().clean.fill;
         let ahead = matches!(signal, Signal::Resume { common, .. } if common != core.stored());
-        let outcome = core.handle_signal(signal, &mut rescan, &mut self.effects);
+        let outcome = core.handle_signal(cx.now, signal, &mut rescan, &mut self.effects);
         if let Err(reason) = outcome {
             assert!(core.staging_trouble().is_some(), "the destination hangs up at {signal:?}: {reason}");
             return false;
@@ -393,7 +393,7 @@ impl DestinationNode {
                 self.signalled.extend(sealed.map(|half| half.last.digest.0));
                 cx.met.count_if(last.fill <= applied, Rare::SignalAgain);
             }
-            Signal::Ping { .. } | Signal::Ask { .. } | Signal::TakeOver { .. } => {}
+            Signal::Ping(_) | Signal::Ask { .. } | Signal::TakeOver { .. } => {}
         }
         true
     }

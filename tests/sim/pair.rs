@@ -12,6 +12,7 @@ use crate::source::{SUPERBLOCKS, SourceNode, VOLUMES, disks, newest};
 use nbd_mirror::core::Durability;
 use nbd_mirror::core::destination::{StagingPlan, State as FillState};
 use nbd_mirror::core::policy::{OnDisconnect, Policy};
+use nbd_mirror::core::recovery::warrant::{Missing, Policy as Warranted};
 use nbd_mirror::core::source::Shape;
 use nbd_mirror::format::ids::{Digest, Epoch, Id};
 use nbd_mirror::format::superblock::{Phase, Role, Superblock, Volume};
@@ -284,6 +285,7 @@ impl Pair {
                 let steps = [Duration::ZERO, timeout / 8, timeout / 8, timeout, Duration::from_secs(2)];
                 // Without a fault nothing stands still for long.
                 cx.now += if calm { timeout / 8 } else { cx.rng.pick(&steps) };
+                self.check_warrant(cx);
                 let now = cx.now;
                 let due = |node: &SourceNode| node.deadline().is_some_and(|deadline| deadline <= now);
                 if due(&self.source) {
@@ -324,7 +326,10 @@ impl Pair {
             }
             Event::Wipe => self.wipe(cx),
             Event::Promote => self.promote(cx),
-            Event::GhostPromote => crate::ghost::promote(&self.mirror, how, self.mirror_lost, &mut self.model, cx),
+            Event::GhostPromote => {
+                self.check_warrant(cx);
+                crate::ghost::promote(&self.mirror, how, self.mirror_lost, &mut self.model, cx);
+            }
             Event::GhostRot => crate::ghost::rot(self, cx),
             Event::Outage => {
                 self.outage = cx.rng.pick(&[50, 200, 600]);
@@ -521,7 +526,24 @@ impl Pair {
         self.look_for_promoted(cx);
     }
 
+    /// Where nothing is said to be missing, everything is held that was answered, by whomever.
+    fn check_warrant(&mut self, cx: &mut Context) {
+        let Some(core) = &self.mirror.core else { return };
+        let found = core.warrant(cx.now);
+        if self.promoting || self.promoted.is_some() || found.decide().action != Missing::Nothing {
+            return;
+        }
+        cx.met.count_if(!core.connected() && found.policy == Warranted::Waits, Rare::WarrantedForGood);
+        cx.met.count_if(!core.connected() && found.policy == Warranted::GoesOn, Rare::WarrantedForATime);
+        // An operator's order to a source without a connection is what no destination can know.
+        assert!(
+            self.source.ordered || self.model.complete(core.stored().digest),
+            "answered writes are missing: {found:?}"
+        );
+    }
+
     fn promote(&mut self, cx: &mut Context) {
+        self.check_warrant(cx);
         let Some(core) = &self.mirror.core else { return };
         if core.promotable() {
             cx.met.count_if(core.connected(), Rare::PromotedWhileConnected);

@@ -195,6 +195,10 @@ rare! {
     VerifiedEqual,
     /// a verify had no end, for the connection was lost
     VerifyCutOff,
+    /// nothing was missing at a destination without its source, by the source's policy
+    WarrantedForGood,
+    /// nothing was missing at a destination without its source, for as long as the source's timeout ran
+    WarrantedForATime,
     /// an image was read while a fill was being applied to it
     LiveDuringApply,
     /// an image was read while a resync was being staged

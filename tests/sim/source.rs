@@ -75,6 +75,8 @@ pub struct SourceNode {
     /// Whether its destination has been away for the policy's timeout since.
     left_behind: bool,
     was_alone: bool,
+    /// An operator said so while there was no connection. No destination can know of that.
+    pub ordered: bool,
     /// Whether it may answer alone at once: it was alone when it ended, or the operator said so.
     released: bool,
     /// It ended in step with a destination that it knew to be whole, and hasn't met it since: it must not answer alone.
@@ -183,6 +185,7 @@ impl SourceNode {
             left_behind: false,
             was_alone: false,
             released: false,
+            ordered: false,
             bound: false,
             in_step: false,
             told_disk: true,
@@ -371,6 +374,7 @@ impl SourceNode {
                     self.bound = false;
                 }
                 core.handle_welcome(&welcome, &mut self.effects);
+                self.ordered = false;
             }
             Message::Report(report) => {
                 cx.met.count_if(matches!(report, Report::Fenced(_)), Rare::FencedByReport);
@@ -405,6 +409,7 @@ impl SourceNode {
     pub fn set_policy(&mut self, policy: Policy, cx: &mut Context) {
         let Some(core) = &mut self.core else { return };
         cx.met.count_if(core.held_back() && policy.on_disconnect == OnDisconnect::Continue, Rare::HeldBackReleased);
+        self.ordered |= core.mode() != Mode::Together && policy.on_disconnect == OnDisconnect::Continue;
         core.handle_policy(policy);
         if policy.on_disconnect == OnDisconnect::Continue {
             (self.bound, self.released) = (false, true);

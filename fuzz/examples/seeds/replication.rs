@@ -4,10 +4,19 @@ use crate::{list, write};
 use nbd_mirror::format::block;
 use nbd_mirror::format::frame::{FLAG_STABLE, Header, Kind as RecordKind, Record};
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
+use nbd_mirror::format::ping::{OnDisconnect, Ping, Standing};
 use nbd_mirror::format::superblock::{Phase, Role, Staging, Superblock, Volume};
 use nbd_mirror::format::wire::{Report, Signal, Verdict, Welcome, encode_hello};
 use nbd_mirror::limits::{BLOCK_BYTES, MAX_BOUNDARIES, MAX_KNOWN_MARKS, MAX_SUMS};
 use nbd_mirror_fuzz::replication::{Kind, Message};
+
+const PING: Ping = Ping {
+    answered: Seq(77),
+    standing: Standing::Bound,
+    on_disconnect: OnDisconnect::Stall,
+    timeout_ms: 5000,
+    echo: 78,
+};
 
 fn mark(n: u64) -> Mark {
     Mark { fill: Fill(n), seq: Seq(n.saturating_mul(10)), digest: Digest(n.wrapping_mul(1000)) }
@@ -93,7 +102,7 @@ pub fn write_all() -> std::io::Result<()> {
         ("resume", Signal::Resume { common: mark(2) }),
         ("settle", Signal::Settle { common: mark(2) }),
         ("restart", Signal::Restart { at: mark(0) }),
-        ("ping", Signal::Ping { answered: Seq(77), alone: true }),
+        ("ping", Signal::Ping(PING)),
         ("ask", Signal::Ask { id: 3, volume: 1, offset: 1 << 20, length: 1 << 20 }),
         ("sync", Signal::Sync { last: mark(3), whole: false }),
         ("sync-whole", Signal::Sync { last: mark(3), whole: true }),
@@ -106,7 +115,7 @@ pub fn write_all() -> std::io::Result<()> {
         ("applied", Report::Applied(mark(4))),
         ("fenced", Report::Fenced(Epoch(4))),
         ("settled", Report::Settled(mark(4))),
-        ("pong", Report::Pong),
+        ("pong", Report::Pong { stamp: 78 }),
         ("sums", Report::Sums { id: 3, count: MAX_SUMS }),
         ("stored-the-last-of-all", Report::Stored(Seq(u64::MAX))),
     ] {

@@ -2,7 +2,7 @@
 //! are in the journal files, and stable where a frame asks for that; nothing reaches an image that isn't complete and
 //! stable in its file; a fill is called applied only when the images, or the staging log, are synced; while a resync is
 //! staged no image is touched; a welcome names only what is stored; and a start finds all that was acknowledged. In the end
-//! a promote brings all that is stored to the images, or serves the one from before a resync.
+//! a promote serves all that is stored, or the images from before a resync.
 
 use super::super::pick::{MarkPick, Number};
 use super::super::structured::{Encode, List};
@@ -16,10 +16,12 @@ use nbd_mirror::format::block::Block;
 use nbd_mirror::format::checksum::{crc32c, digest};
 use nbd_mirror::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Kind, Record, verify_payload};
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
+use nbd_mirror::format::ping::{OnDisconnect, Ping, Standing};
 use nbd_mirror::format::superblock::{Phase, Role, Superblock, Volume};
 use nbd_mirror::format::wire::{Report, Signal, Verdict, Welcome};
 use nbd_mirror::limits::{BLOCK_BYTES, MAX_BOUNDARIES};
 use std::ops::Range;
+use std::time::Duration;
 
 structured! {
     /// A destination, and what happens to it.
@@ -228,7 +230,16 @@ impl Driver {
                 self.signal(Signal::Restart { at });
             }
             DestinationEvent::Ping { answered, alone } => {
-                self.signal(Signal::Ping { answered: Seq(answered.near(self.core.stored().seq.0)), alone: *alone });
+                let standing = if *alone { Standing::Alone } else { Standing::Bound };
+                let (answered, on_disconnect) = (Seq(answered.near(self.core.stored().seq.0)), OnDisconnect::Continue);
+                self.signal(Signal::Ping(Ping {
+                    answered,
+                    standing,
+                    on_disconnect,
+                    timeout_ms: 1000,
+                    echo: answered.0,
+                }));
+                self.core.warrant(Duration::from_secs(1)).decide();
             }
             DestinationEvent::Ask { id, volume, block, length } => {
                 let (offset, length) = (u64::from(*block) * BLOCK, length.near(BLOCK) as u32);
@@ -297,7 +308,7 @@ impl Driver {
         // Counted as acknowledged by the source, so nothing of it may be lost any more.
         let mut frames = self.frames.iter().filter(|frame| frame.mark.seq > self.durable.seq);
         assert!(frames.all(|frame| frame.written && frame.stable), "named before it is stable");
-        self.core.handle_connected();
+        self.core.handle_connected(Duration::ZERO);
         (self.resumed, self.settled) = (false, false);
         assert_eq!(self.asked, 0, "an answer for another connection is under way");
     }
@@ -324,7 +335,7 @@ impl Driver {
         let Ok(signal) = Signal::decode(&signal.encode()) else { return self.disconnect() };
         let files = &self.files;
         let mut rescan = |before, until| files.rescan(SOURCE, before, until);
-        if self.core.handle_signal(signal, &mut rescan, &mut self.effects).is_err() {
+        if self.core.handle_signal(Duration::ZERO, signal, &mut rescan, &mut self.effects).is_err() {
             if matches!(signal, Signal::Resume { .. } | Signal::Settle { .. }) && !self.resumed {
                 // Frames may have been dropped before it failed.
                 self.forget_after(self.core.stored());
@@ -352,7 +363,7 @@ impl Driver {
                 assert_eq!(self.core.stored(), self.base);
                 (self.resumed, self.settled, self.reported, self.acked) = (true, false, at.seq, self.durable.seq);
             }
-            Signal::Sync { .. } | Signal::Ping { .. } | Signal::Ask { .. } => {}
+            Signal::Sync { .. } | Signal::Ping(_) | Signal::Ask { .. } => {}
         }
         self.look();
     }
@@ -472,7 +483,9 @@ impl Driver {
                     }
                 }
                 Effect::Promoted(mark) => {
-                    assert_eq!((mark, self.durable), (self.core.stored(), mark));
+                    assert!(self.state.promoted && self.state.known == [mark] && mark == self.core.stored());
+                    // Whoever serves the images writes to them from now on.
+                    assert!(!self.ops.iter().any(|op| matches!(op, Op::Store(_) | Op::Apply | Op::Drain)));
                     self.promoted = Some(mark);
                 }
                 Effect::Applied(mark) => assert_eq!(mark, self.durable),
@@ -481,10 +494,10 @@ impl Driver {
     }
 
     fn reported(&mut self, report: Report) {
-        let words = matches!(report, Report::Pong | Report::Settled(_));
+        let words = matches!(report, Report::Pong { .. } | Report::Settled(_));
         assert!(self.core.connected() && (self.resumed || words), "{report:?} to nobody");
         match report {
-            Report::Pong => {}
+            Report::Pong { .. } => {}
             Report::Settled(mark) => {
                 assert_eq!((mark, mark, self.settled), (self.durable, self.core.stored(), false));
                 self.settled = true;
@@ -684,7 +697,7 @@ impl Driver {
         panic!("operations never end");
     }
 
-    /// The connection goes, a restart would find all that counts, and a promote brings it to the images.
+    /// The connection goes, a restart would find all that counts, and a promote serves it.
     fn heal(&mut self) {
         if self.promoted.is_none() {
             self.disconnect();
@@ -704,7 +717,12 @@ impl Driver {
             self.settle();
         }
         let stored = self.core.stored();
-        assert_eq!((self.promoted, self.core.superblock().clean), (Some(stored), stored));
+        assert_eq!((self.promoted, &self.state.known), (Some(stored), &vec![stored]));
+        if self.durable != stored {
+            // Whoever serves the images finds what isn't on them.
+            let found = recovery::recover(&self.files.files(), SOURCE, self.durable, self.state.whole);
+            assert_eq!(found.expect("nothing is damaged").end, stored, "the journal files end elsewhere");
+        }
         assert!(self.core.superblock().epoch > EPOCH && stored.seq >= self.acked);
     }
 }

@@ -78,7 +78,7 @@ pub fn settle(journal: &Journal, recovered: Recovered, whole: bool) {
 
     let welcome = destination.welcome(source.superblock()).expect("nothing is under way");
     assert_eq!(welcome.verdict, Verdict::Welcome);
-    destination.handle_connected();
+    destination.handle_connected(Duration::ZERO);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     source.handle_welcome(&welcome, &mut ours);
     let mut memory = Memory(1 << 40);
@@ -126,13 +126,13 @@ fn pump(
         }
     }
     for report in reports {
-        assert!(matches!(report, Report::Stored(_) | Report::Applied(_) | Report::Pong), "{report:?}");
+        assert!(matches!(report, Report::Stored(_) | Report::Applied(_) | Report::Pong { .. }), "{report:?}");
         source.handle_report(report, ours);
     }
     while let Some(send) = source.next_to_send() {
         let Send::Block(block) = send else { panic!("the destination has every frame") };
         let signal = Signal::decode(&block).expect("a signal");
-        destination.handle_signal(signal, &mut rescan, theirs).expect("both hold the same");
+        destination.handle_signal(Duration::ZERO, signal, &mut rescan, theirs).expect("both hold the same");
     }
     let mut pieces = Vec::new();
     while source.next_flush(&mut pieces).is_some() {

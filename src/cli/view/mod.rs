@@ -4,6 +4,10 @@
 //! Daemon and command line may be of different versions, so every field may be missing: a number
 //! that isn't there is shown as `?`, a whole line that says nothing is left out.
 
+mod warrant;
+
+pub(super) use warrant::warrant;
+
 use serde_json::Value;
 
 /// Width of the first column, which fits the longest state.
@@ -252,6 +256,9 @@ fn promote(out: &mut Lines, status: &Value, now_unix_s: u64) {
         }
     };
     out.text("promote", &gives);
+    if status["warrant"].is_object() {
+        out.text("missing", &warrant::missing(&status["warrant"]));
+    }
     if let Some(answered) = count(status, "answered_record").filter(|answered| *answered > 0) {
         out.text("source", &format!("had answered to record {answered}{heard}"));
     }

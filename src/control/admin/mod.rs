@@ -72,10 +72,14 @@ pub enum Request {
         /// Promote even while that source is connected.
         #[serde(default)]
         force: bool,
+        /// Only say what the images would lack.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        check: bool,
     },
 }
 
-/// One reply line: `{"ok":true,"data":…}` or `{"ok":false,"error":"…"}`.
+/// One reply line: `{"ok":true,"data":…}` or `{"ok":false,"error":"…"}`, and `data` where a refusal
+/// says more.
 #[derive(Debug, Serialize, Deserialize)]
 struct Reply {
     ok: bool,
@@ -94,6 +98,16 @@ pub enum CallError {
     /// The daemon answered that it didn't do it, and why.
     #[error("{0}")]
     Refused(String),
+}
+
+/// A handler's refusal that says more than why: found by `downcast_ref` on its error.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// Why.
+    pub reason: String,
+    /// What else the reply carries.
+    pub data: Value,
 }
 
 /// A handler's answer in the making.
@@ -168,7 +182,10 @@ async fn converse(stream: UnixStream, handler: Arc<dyn Handler>) -> io::Result<(
         let reply = match serde_json::from_slice(&line) {
             Ok(request) => match handler.handle(request).await {
                 Ok(data) => Reply { ok: true, data: Some(data), error: None },
-                Err(error) => refusal(format!("{error:#}")),
+                Err(error) => {
+                    let data = error.downcast_ref().map(|refusal: &Refusal| refusal.data.clone());
+                    Reply { data, ..refusal(format!("{error:#}")) }
+                }
             },
             Err(error) => refusal(format!("the request isn't understood: {error}")),
         };

@@ -48,7 +48,7 @@ async fn exchange(path: &Path, bytes: &[u8]) -> Value {
 
 #[test]
 fn requests_have_their_documented_form() {
-    let promote = Request::Promote { source: "alpha".into(), force: false };
+    let promote = Request::Promote { source: "alpha".into(), force: false, check: false };
     for (request, text) in [
         (Request::Status, r#"{"verb":"status"}"#),
         (Request::Sync, r#"{"verb":"sync"}"#),
@@ -78,7 +78,7 @@ async fn a_call_brings_the_handlers_data() {
 #[tokio::test]
 async fn a_refusal_carries_the_whole_reason() {
     let server = start();
-    let request = Request::Promote { source: "locked".into(), force: true };
+    let request = Request::Promote { source: "locked".into(), force: true, check: false };
     let error = call(&server.path, &request).await.expect_err("is refused");
     match error.downcast_ref() {
         Some(CallError::Refused(why)) => assert_eq!(why, "not promoted: it is connected"),

@@ -6,11 +6,11 @@ use super::super::exports::{Exports, Served, Server};
 use super::super::link::{self, Reason};
 use super::super::seat::{self, Seat, Turn};
 use super::super::source::{open_whole, shape};
-use super::super::{handshake, status};
+use super::super::{admin, handshake, status};
 use crate::core::Durability;
 use crate::core::policy::Policy;
 use crate::core::recovery::hello;
-use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, LinkState, SourceCommand};
+use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, LinkState, SourceCommand, SourceStatus};
 use crate::engine::destination::{self as engine, Ended, Folder, Image, Promotion, StagingPlan, rejoin};
 use crate::engine::source::{self as serving, Birth, Plan, Promoted};
 use crate::format::ids::Epoch;
@@ -60,11 +60,23 @@ enum State {
     Failed(String),
 }
 
+/// What a mirror is to know of where it runs.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Where its daemon is asked.
+    pub admin: AdminConfig,
+    /// Whether the images may be written to by others once they were promoted.
+    pub unwatched: bool,
+    /// Whether images may be read while they are mirrored.
+    pub live: bool,
+}
+
 /// How promoted images are served.
 #[derive(Debug)]
 struct Serving {
     peer: Option<HostPort>,
     admin: AdminConfig,
+    unwatched: bool,
     durability: Durability,
     policy: Policy,
 }
@@ -90,10 +102,9 @@ impl Mirror {
     /// Opens the images and whatever is stored of the source.
     pub(super) async fn start(
         config: &MirroredSource,
-        admin: AdminConfig,
+        node: Node,
         journal_dir: &Path,
         plan: StagingPlan,
-        live: bool,
         exports: Exports,
         init: bool,
     ) -> anyhow::Result<Arc<Mirror>> {
@@ -107,12 +118,13 @@ impl Mirror {
             images: config.volumes.iter().map(|volume| (volume.name.clone(), volume.image.clone())).collect(),
             serving: Serving {
                 peer: config.peer.clone(),
-                admin,
+                admin: node.admin,
+                unwatched: node.unwatched,
                 durability: config.durability.into(),
                 policy: Policy { on_disconnect: config.on_disconnect.into(), timeout: config.timeout },
             },
             plan,
-            live,
+            live: node.live,
             exports,
             state: Mutex::new(State::Empty(Vec::new())),
             engines: std::sync::Mutex::default(),
@@ -218,7 +230,7 @@ impl Mirror {
                 state: superblock.clone(),
                 files: Folder::journal_files(&self.folder),
                 handed_over,
-                unwatched: false,
+                unwatched: self.serving.unwatched,
             })),
             init: false,
         };
@@ -406,8 +418,8 @@ impl Mirror {
         tokio::task::spawn_blocking(move || Folder::create(&path, &hello)).await?
     }
 
-    /// Promotes, and answers when the images are served.
-    pub(super) async fn promote(&self, force: bool) -> anyhow::Result<Value> {
+    /// Promotes, and answers when the images are served. `check`: only says what it would lack.
+    pub(super) async fn promote(&self, force: bool, check: bool) -> anyhow::Result<Value> {
         let commands = match &*self.state.lock().await {
             State::Receiving { commands, .. } => commands.clone(),
             State::Promoted { exports, .. } => {
@@ -421,18 +433,22 @@ impl Mirror {
             commands.send(DestinationCommand::Status(ask))?;
             answer.await.ok()
         };
+        if check {
+            let status = before.context("the engine is between two states")?;
+            return Ok(json!({ "source": self.name, "warrant": status::warrant::describe(&status.warrant) }));
+        }
         let (ask, done) = oneshot::channel();
         commands.send(DestinationCommand::Promote { force, done: ask })?;
-        let mark = done
-            .await
-            .context("the engine ended in the middle of the promote; see the log")?
-            .map_err(anyhow::Error::msg)?;
+        let promoted = done.await.context("the engine ended in the middle of the promote; see the log")?;
+        let warrant = status::warrant::describe(&promoted.warrant);
+        let refused = |reason| admin::Refusal { reason, data: json!({ "warrant": warrant }) };
+        let mark = promoted.outcome.map_err(refused)?;
         loop {
             match &*self.state.lock().await {
                 State::Promoted { superblock, exports, .. } => {
                     return Ok(json!({
                         "source": self.name, "epoch": superblock.epoch.0, "last_record": mark.seq.0, "exports": exports.join(", "),
-                        "note": before.and_then(|status| served(&status, mark.seq.0)),
+                        "note": before.and_then(|status| served(&status, mark.seq.0)), "warrant": warrant,
                     }));
                 }
                 State::Failed(reason) => {
@@ -463,18 +479,21 @@ impl Mirror {
                     _ => simple("preparing", Some("the engine is between two states")),
                 }
             }
-            State::Promoted { commands, superblock, exports, fork, reason } => {
+            State::Promoted { commands, superblock, exports, reason, .. } => {
                 let (ask, answer) = oneshot::channel();
-                let (superblock, exports, at, link) = (superblock.clone(), exports.clone(), fork.at, reason.get());
+                let (superblock, exports, link) = (superblock.clone(), exports.clone(), reason.get());
                 let peer = self.serving.peer.as_ref();
                 let sent = commands.send(SourceCommand::Status(ask));
                 drop(state);
                 let serving = if sent.is_ok() { answer.await.ok() } else { None };
+                let held = superblock.known.last().unwrap_or(&superblock.clean).seq.0;
+                let applied = |status: &SourceStatus| status.before_inherited.unwrap_or(held);
                 json!({
                     "name": self.name, "state": if serving.is_some() { "promoted" } else { "failed" },
                     "reason": if serving.is_some() { None } else { Some("its engine has ended; see the log") },
                     "connected": false, "epoch": superblock.epoch.0,
-                    "held_record": at.seq.0, "applied_record": at.seq.0,
+                    "held_record": held, "applied_record": serving.as_ref().map(applied),
+                    "unapplied_fills": serving.as_ref().map(|status| status.inherited),
                     "serving": serving.as_ref().map(|status| status::source::promoted(peer, &self.serving.admin, &link, status)),
                     "promotable": true, "exports": exports, "volumes": self.volumes(Some(&superblock)),
                     "clients": serving.as_ref().map(|status| status.clients),
@@ -501,6 +520,7 @@ impl Mirror {
             "base_record": status.base_record, "phase": phase, "staged_bytes": status.staged_bytes,
             "staging_limit_bytes": status.staging_limit_bytes, "staging_trouble": status.staging_trouble,
             "heard_unix_s": status.heard_unix_s, "source_alone": status.source_alone, "answered_record": status.answered_record,
+            "warrant": status::warrant::describe(&status.warrant),
             "received_bytes": counters.written_bytes, "stored_bytes": counters.journal_bytes,
             "applied_bytes": counters.flushed_bytes, "journal_writes": counters.journal_writes,
             "halves": status::halves(&status.halves), "volumes": self.volumes(Some(superblock)),

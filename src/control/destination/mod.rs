@@ -2,6 +2,7 @@
 //! exports of images: read-only ones while they are mirrored, and promoted ones.
 
 mod mirror;
+mod offline;
 
 use super::admin::{self, Answer, Handler, Request};
 use super::config::DestinationConfig;
@@ -13,6 +14,7 @@ use crate::format::ids::Epoch;
 use crate::format::wire::{Verdict, Welcome};
 use anyhow::{Context as _, bail};
 use mirror::Mirror;
+pub use offline::promote as promote_offline;
 use serde_json::json;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,10 +41,9 @@ pub(super) async fn run_until(config: DestinationConfig, init: bool, signals: &m
     for source in &config.sources {
         let mirror = Mirror::start(
             source,
-            config.admin.clone(),
+            mirror::Node { admin: config.admin.clone(), unwatched: false, live: config.nbd.is_some() },
             &config.journal_dir,
             plan,
-            config.nbd.is_some(),
             exports.clone(),
             init,
         );
@@ -165,11 +166,11 @@ impl Handler for Daemon {
                 Request::Verify { .. } => bail!("this is a destination: verify is for the source's admin socket"),
                 Request::Switchover { source } => self.mirror(source.as_deref())?.switchover().await,
                 Request::Rejoin { source, discard } => self.mirror(source.as_deref())?.rejoin(discard).await,
-                Request::Promote { source, force } => {
+                Request::Promote { source, force, check } => {
                     let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.name() == source) else {
                         bail!("this destination knows no source \"{source}\", only {}", self.names());
                     };
-                    mirror.promote(force).await
+                    mirror.promote(force, check).await
                 }
             }
         })

@@ -1,6 +1,7 @@
 //! What both daemons' statuses share.
 
 pub(super) mod source;
+pub(super) mod warrant;
 
 use super::admin::{Handler, Request};
 use super::metrics::{self, Render};

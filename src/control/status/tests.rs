@@ -30,6 +30,8 @@ fn in_step() -> SourceStatus {
         verified_record: 100,
         open_fill: 7,
         halves: vec![half],
+        inherited: 0,
+        before_inherited: None,
         clients: 2,
         requests: 3,
         waiting: 0,

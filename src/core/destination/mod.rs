@@ -7,6 +7,7 @@
 //! - `staging`: while a resync goes on they go to the staging log instead, so that the images stay as they were.
 //! - `drain`: once the resync is whole, the log goes to the images.
 //! - `sums`: what the source asks of the contents.
+//! - `heard`: what the source said of itself, and what a promote may lack by it.
 //! - `live`: what may be read of the images meanwhile.
 //! - `state`: the durable state. `promote`: what is served in the end.
 //!
@@ -15,6 +16,7 @@
 mod apply;
 mod drain;
 mod half;
+mod heard;
 mod live;
 mod meet;
 mod promote;
@@ -26,6 +28,7 @@ mod sums;
 mod tests;
 
 pub use half::{Half, State};
+pub use heard::Heard;
 pub use live::{Unreadable, View};
 pub use staging::{AppendOp, StagingPlan, Written};
 pub use sums::Ask;
@@ -108,15 +111,6 @@ struct Writing {
     op: StoreOp,
     frames: usize,
     done: bool,
-}
-
-/// What a source said of itself when it was heard last.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Heard {
-    /// The last record that it had answered.
-    pub answered: Seq,
-    /// Whether it answers writes alone.
-    pub alone: bool,
 }
 
 /// What the durable state says of where fills go.
@@ -352,8 +346,8 @@ impl Destination {
     }
 
     /// What the source said of itself last.
-    pub fn heard(&self) -> Heard {
-        self.heard
+    pub fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     /// Whether a source is connected.

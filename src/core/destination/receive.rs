@@ -5,12 +5,14 @@
 
 use super::super::Place;
 use super::super::recovery::{Rescanned, follows};
-use super::{Destination, Effect, Half, Heard, Pending, State, StoreOp, Writing};
+use super::heard::stamp;
+use super::{Destination, Effect, Half, Pending, State, StoreOp, Writing};
 use crate::canary::{Bug, sings};
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Record};
 use crate::format::ids::{Digest, Mark, Seq};
 use crate::format::superblock::Phase;
 use crate::format::wire::{Report, Signal};
+use std::time::Duration;
 
 /// Bytes that make another journal write worth its system call while others are under way.
 const GATHER_BYTES: u64 = 32 << 10;
@@ -18,10 +20,11 @@ const GATHER_BYTES: u64 = 32 << 10;
 const BUSY: usize = 4;
 
 impl Destination {
-    /// A source was welcomed.
-    pub fn handle_connected(&mut self) {
+    /// A source was welcomed, at this moment or later.
+    pub fn handle_connected(&mut self, now: Duration) {
         (self.connected, self.resumed) = (true, false);
         self.settling = None;
+        self.heard.meet(now);
     }
 
     /// The connection is gone: what was received but isn't being stored is forgotten. A restart goes on to its end, as
@@ -49,15 +52,16 @@ impl Destination {
     /// before it to the given mark. An error closes the connection.
     pub fn handle_signal(
         &mut self,
+        now: Duration,
         signal: Signal,
         rescan: &mut dyn FnMut(Mark, Mark) -> Vec<Rescanned>,
         effects: &mut Vec<Effect>,
     ) -> Result<(), String> {
         match signal {
             // Also while it settles or drains: it only says that somebody is there.
-            Signal::Ping { answered, alone } => {
-                self.heard = Heard { answered, alone };
-                effects.push(Effect::Report(Report::Pong));
+            Signal::Ping(ping) => {
+                self.heard.take(now, ping);
+                effects.push(Effect::Report(Report::Pong { stamp: stamp(now) }));
                 Ok(())
             }
             Signal::Resume { common } => self.resume(common, rescan, effects),

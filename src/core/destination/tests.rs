@@ -1,6 +1,7 @@
 mod live;
 mod resync;
 mod staging;
+mod warrant;
 mod world;
 
 use super::*;
@@ -12,6 +13,7 @@ use crate::format::ids::{Digest, Epoch, Fill, Id};
 use crate::format::superblock::{Role, Volume};
 use crate::format::wire::Signal;
 use crate::limits::BLOCK_BYTES;
+use std::time::Duration;
 
 const HALF: u64 = 64 * BLOCK_BYTES as u64;
 const PLAN: StagingPlan = StagingPlan { limit_bytes: 4 * HALF, best_effort: false };
@@ -50,7 +52,7 @@ impl Rig {
 
     fn connect(&mut self) -> Welcome {
         let welcome = self.core.welcome(&superblock(Role::Source)).unwrap();
-        self.core.handle_connected();
+        self.core.handle_connected(Duration::ZERO);
         welcome
     }
 
@@ -75,7 +77,7 @@ impl Rig {
         let mut rescan = |before: Mark, until: Mark| {
             recovery::rescan(&[&halves[0][..], &halves[1]], Id([1; 16]), before, until, Place(0))
         };
-        self.core.handle_signal(signal, &mut rescan, &mut self.effects)
+        self.core.handle_signal(Duration::ZERO, signal, &mut rescan, &mut self.effects)
     }
 
     /// The next frame of a fill, of one trim record; nothing is handed over yet.
@@ -366,7 +368,7 @@ fn promoted(rig: &mut Rig) -> Mark {
 }
 
 #[test]
-fn a_promote_applies_all_that_is_stored_and_fences_the_source() {
+fn a_promote_serves_all_that_is_stored_and_fences_the_source() {
     for fills in [&[][..], &[1], &[1, 1, 2]] {
         let mut rig = Rig::new();
         let last = fills.iter().map(|fill| rig.stored(*fill)).last().unwrap_or_default();
@@ -374,12 +376,14 @@ fn a_promote_applies_all_that_is_stored_and_fences_the_source() {
         rig.effects.clear();
         rig.core.handle_promote(&mut rig.effects);
         let [Effect::WriteState(..)] = rig.effects[..] else { panic!("{:?}", rig.effects) };
-        assert!(rig.core.next_apply(&mut Vec::new()).is_none(), "the epoch must be durable first");
+        assert!(rig.core.next_apply(&mut Vec::new()).is_none(), "whoever serves the image writes to it");
         let welcome = rig.core.welcome(&superblock(Role::Source)).unwrap();
         assert_eq!((welcome.verdict, welcome.epoch), (Verdict::Fenced, Epoch(2)));
         rig.state_written();
         assert_eq!(promoted(&mut rig), last);
-        assert!(rig.core.superblock().promoted && rig.core.superblock().clean == last);
+        let state = rig.core.superblock();
+        // Nothing was applied: the last boundary says how much of the journal files is served.
+        assert!(state.promoted && state.known == [last] && state.clean == Mark::default());
     }
 }
 

@@ -25,6 +25,7 @@ pub mod staged;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod warrant;
 pub mod welcome;
 
 use super::Place;

@@ -225,6 +225,7 @@ fn each_combination_meets_exactly_one_row() {
     assert_each_combination_meets_one_row::<chain::Row>();
     assert_each_combination_meets_one_row::<hello::Row>();
     assert_each_combination_meets_one_row::<welcome::Row>();
+    assert_each_combination_meets_one_row::<warrant::Row>();
     assert_each_combination_meets_one_row::<reach::Row>();
     assert_eq!(source_start::Row::every().len(), 9 * 2 * 2 * 2 * 2, "every combination is tried");
     let (first, last) = (source_start::Row::every()[0], *source_start::Row::every().last().unwrap());
@@ -245,7 +246,7 @@ fn two_copies_are_read_for_what_they_are() {
     let mut broken = new;
     broken[200] ^= 1;
     let mut later = new;
-    later[8] = 3;
+    later[8] += 1;
     let foreign = [7; BLOCK_BYTES];
     let beta = *version(9, 1, "beta").encode();
     let differs = *Superblock { incarnation: 3, ..version(9, 1, "alpha") }.encode();
@@ -265,8 +266,8 @@ fn two_copies_are_read_for_what_they_are() {
         ([broken, blank], Copies::Damaged, None, "copy 1 is blank"),
         ([foreign, broken], Copies::Damaged, None, "copy 1: checksum"),
         // Were the other copy taken, it might be the older one.
-        ([old, later], Copies::Version, None, "version 3"),
-        ([later, broken], Copies::Version, None, "version 3"),
+        ([old, later], Copies::Version, None, "version 4"),
+        ([later, broken], Copies::Version, None, "version 4"),
         ([claim, blank], Copies::Claimed, None, ""),
         ([claim, old], Copies::Claimed, None, ""),
         ([blank, blank], Copies::Blank, None, "blank"),

@@ -13,6 +13,7 @@ use super::super::half::{Entry, Frame, Half, State};
 use super::super::recovery::Recovered;
 use super::{Effect, FrameId, Source};
 use crate::canary::{Bug, sings};
+use crate::format::ids::Seq;
 
 impl Source {
     /// Takes over what was found at the promoted destination. `places` is as for [`Source::recover`]; none of these frames is
@@ -42,6 +43,12 @@ impl Source {
     /// Fills of the promoted destination that aren't on the images yet.
     pub fn inherited(&self) -> usize {
         self.inherited.len()
+    }
+
+    /// The last record before them.
+    pub fn before_inherited(&self) -> Option<Seq> {
+        let first = self.inherited.front()?.frames.first()?.first;
+        Some(Seq(first.0 - 1))
     }
 
     /// Moves them on, one after the other, and gives their memory back.

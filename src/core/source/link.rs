@@ -93,10 +93,12 @@ impl Source {
 
     /// What to send next, in order.
     pub fn next_to_send(&mut self) -> Option<Send> {
+        if self.clock.word.has_ended() {
+            return None;
+        }
         if self.clock.ping && !matches!(self.link, Link::Down) {
             self.clock.ping = false;
-            let ping = Signal::Ping { answered: self.committed, alone: self.clock.alone };
-            return Some(Send::Block(ping.encode()));
+            return Some(Send::Block(Signal::Ping(self.next_word()).encode()));
         }
         // That the order begins anew, and what is dirty, must be durable here before the destination acts on it: a source
         // that forgot it in a crash would call an image whole that never was copied. And no half may become clean then.
@@ -211,7 +213,8 @@ impl Source {
                 _ => effects
                     .push(Effect::ClosePeer(format!("the destination settled at {mark}, which it wasn't asked for"))),
             },
-            Report::Pong | Report::Sums { .. } => {}
+            Report::Pong { stamp } => self.clock.word.handle_pong(stamp),
+            Report::Sums { .. } => {}
         }
     }
 

@@ -7,6 +7,7 @@
 //! - `link`: what the destination is sent and what it reports.
 //! - `meeting`: how the source goes on with a destination that answered its hello.
 //! - `mode`: how long the destination may be away, and what becomes of writes then.
+//! - `word`: what the destination is told of how this source stands, and how long that binds it.
 //! - `resync`: contents of the volumes go through the stream, and the dirty bitmap that says which.
 //!
 //! The engine calls [`Source::handle_turn`] once after each batch of events; everything that can be gathered from
@@ -22,6 +23,7 @@ mod mode;
 mod resync;
 #[cfg(test)]
 mod tests;
+mod word;
 
 use super::copy::{Copier, Tally};
 use super::dirty::Dirty;
@@ -246,6 +248,7 @@ impl Source {
         }
         // A start makes what it finds stable before it looks.
         (source.stable, source.synced) = (end, end);
+        source.clock.word.find(end);
         source.start_mode();
         source
     }

@@ -11,6 +11,7 @@
 use super::super::policy::{Mode, OnDisconnect, Policy};
 use super::frames::release;
 use super::handover::HandOver;
+use super::word::Word;
 use super::{Effect, Link, Shape, Source};
 use crate::canary::{Bug, sings};
 use crate::core::half::Ticket;
@@ -53,6 +54,7 @@ pub(super) struct Clock {
     ping_at: Duration,
     /// Whether a ping is due.
     pub ping: bool,
+    pub word: Word,
     /// How often it went alone lately.
     partings: usize,
     together_since: Duration,
@@ -77,6 +79,7 @@ impl Clock {
             heard_at: Duration::ZERO,
             ping_at: Duration::ZERO,
             ping: false,
+            word: Word::default(),
             partings: 0,
             together_since: Duration::ZERO,
             told: None,
@@ -106,12 +109,17 @@ impl Source {
 
     /// Whether it may not go alone for not knowing whether its destination was promoted.
     pub fn held_back(&self) -> bool {
-        self.clock.held_back
+        self.clock.held_back || self.waits_for_its_word()
     }
 
     /// Whether there is a connection that is of use: the destination has stored something over it, if there was anything.
     pub fn is_steady(&self) -> bool {
         self.link.is_up() && self.clock.proved
+    }
+
+    /// Whether the time after which it may go alone hasn't begun to run.
+    pub(super) fn is_steady_since(&self) -> bool {
+        self.is_steady() && self.clock.away_since.is_none()
     }
 
     /// Whether halves are called clean without the destination. Not at once after a start, nor when a connection is lost
@@ -139,11 +147,13 @@ impl Source {
     /// The destination may be away for another time from now on.
     pub fn handle_timeout(&mut self, timeout: Duration) {
         self.shape.policy.timeout = timeout;
+        self.clock.ping = true;
     }
 
     /// Another policy holds from now on. To go on alone releases a source that waits, whatever for.
     pub fn handle_policy(&mut self, policy: Policy) {
         self.shape.policy = policy;
+        self.clock.ping = true;
         match policy.on_disconnect {
             OnDisconnect::Continue => {
                 self.clock.held_back = false;
@@ -152,6 +162,7 @@ impl Source {
                 self.hand_over = self.hand_over.filter(|_| self.link.is_up());
                 if !self.link.is_up() {
                     // The operator has waited long enough.
+                    self.clock.word.release();
                     self.go_alone();
                 }
             }
@@ -159,7 +170,6 @@ impl Source {
                 self.clock.failing = false;
                 // What was answered alone stays so, and the superblock says it until the two are in step again.
                 self.clock.alone = false;
-                self.clock.returning = false;
             }
         }
     }
@@ -194,6 +204,7 @@ impl Source {
             clock.up_since = None;
             clock.away_since.get_or_insert(now);
         }
+        self.bind();
     }
 
     /// There is a connection from now on.
@@ -203,6 +214,9 @@ impl Source {
             self.clock.away_since = None;
         }
         self.clock.heard = true;
+        // What the destination was told over another connection counts for nothing any more.
+        self.clock.word.begin();
+        self.clock.ping = true;
         self.clock.ping_at = self.clock.now + self.shape.policy.timeout / PINGS;
         self.clock.up_since = None;
         self.clock.proved = false;
@@ -238,7 +252,7 @@ impl Source {
         let away = self.clock.away_since.is_some_and(|since| now >= since + timeout);
         if away && !(self.clock.alone && self.link.is_up()) {
             match self.shape.policy.on_disconnect {
-                OnDisconnect::Continue if !self.clock.held_back => self.go_alone(),
+                OnDisconnect::Continue if !self.clock.held_back && self.clock.word.allows(now) => self.go_alone(),
                 OnDisconnect::Fail => self.clock.failing = !self.clock.alone,
                 OnDisconnect::Continue | OnDisconnect::Stall => {}
             }
@@ -257,7 +271,7 @@ impl Source {
     }
 
     fn go_alone(&mut self) {
-        if self.clock.alone || self.hand_over == Some(HandOver::Sent) {
+        if self.clock.alone || self.clock.word.is_ending() || self.hand_over == Some(HandOver::Sent) {
             return;
         }
         let clock = &mut self.clock;
@@ -352,7 +366,9 @@ impl Source {
         let silent = linked.then_some(clock.heard_at + policy.timeout);
         let ping = linked.then_some(clock.ping_at);
         let away = match (clock.away_since, policy.on_disconnect) {
-            (Some(since), OnDisconnect::Continue) if !clock.alone && !clock.held_back => Some(since + policy.timeout),
+            (Some(since), OnDisconnect::Continue) if !clock.alone && !clock.held_back => {
+                clock.word.until().map(|until| until.max(since + policy.timeout))
+            }
             (Some(since), OnDisconnect::Fail) if !clock.alone && !clock.failing => Some(since + policy.timeout),
             (Some(since), _) if clock.alone => Some(since + policy.timeout),
             _ => None,

@@ -3,11 +3,14 @@ use crate::core::index::Found;
 use crate::core::policy::OnDisconnect;
 use crate::format::frame::{Kind, RECORD_COPY, RECORD_FUA, Record};
 use crate::format::ids::{Digest, Id};
+use crate::format::ping::Ping;
 use crate::format::superblock::{Role, Volume};
 use crate::format::wire::{Report, Signal, Verdict, Welcome};
 use crate::limits::GRAIN_BYTES;
 
 mod apart;
+mod inherited;
+mod word;
 
 const NOW: Duration = Duration::from_secs(100);
 
@@ -28,6 +31,7 @@ struct Rig {
     blocks: Blocks,
     now: Duration,
     tickets: u32,
+    pings: Vec<Ping>,
 }
 
 const SIZES: [u64; 1] = [1 << 20];
@@ -58,7 +62,7 @@ impl Rig {
 
     fn of(shape: Shape, superblock: Superblock, recovered: Recovered) -> Rig {
         let core = Source::recover(shape, superblock, clean_map(), recovered, |_, _| (Place(0), Vec::new()));
-        Rig { core, effects: Vec::new(), blocks: Blocks(1 << 40), now: NOW, tickets: 0 }
+        Rig { core, effects: Vec::new(), blocks: Blocks(1 << 40), now: NOW, tickets: 0, pings: Vec::new() }
     }
 
     fn connected(durability: Durability) -> Rig {
@@ -157,7 +161,12 @@ impl Rig {
         let mut signals = Vec::new();
         while let Some(send) = self.core.next_to_send() {
             if let Send::Block(block) = send {
-                signals.push(Signal::decode(&block).unwrap());
+                let signal = Signal::decode(&block).unwrap();
+                if let Signal::Ping(ping) = signal {
+                    self.pings.push(ping);
+                } else {
+                    signals.push(signal);
+                }
             }
         }
         signals

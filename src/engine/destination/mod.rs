@@ -8,9 +8,10 @@ pub mod rejoin;
 mod staging;
 mod start;
 mod sums;
+mod warrant;
 
 use super::clients::Serve as _;
-use super::command::{Counters, DestinationCommand, DestinationStatus, HalfStatus};
+use super::command::{Counters, DestinationCommand, DestinationStatus, HalfStatus, Promoted};
 use super::disk::Disk;
 use super::memory::Memory;
 use super::ring::Ring;
@@ -30,13 +31,15 @@ use receive::Peer;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 use sums::Summing;
 use tokio::sync::oneshot;
+use warrant::HeardAt;
 
 pub use crate::core::destination::{StagingPlan, Unreadable};
 pub use receive::check_images;
 pub use start::{Folder, Handle, Image, spawn};
+pub use warrant::Warrant;
 
 /// Device writes of an apply under way while it is on time, and while it is late.
 const APPLY_DEPTH: (u32, u32) = (4, 48);
@@ -86,7 +89,7 @@ pub struct Promotion {
     pub handed_over: bool,
 }
 
-type Waiting = oneshot::Sender<Result<Mark, String>>;
+type Waiting = oneshot::Sender<Promoted>;
 
 struct Engine {
     core: Destination,
@@ -104,10 +107,10 @@ struct Engine {
     next_peer: Option<(OwnedFd, Box<crate::format::superblock::Superblock>, String)>,
     reason: Option<String>,
     /// When the source was heard last.
-    heard_at: Option<SystemTime>,
+    heard_at: Option<HeardAt>,
     /// Since when this side lacks answered writes, as the source said when it connected; 0: it lacks none.
     lacking_since_unix_s: u64,
-    promote: Option<Waiting>,
+    promote: Option<(Waiting, Box<Warrant>)>,
     /// Whether the promote was handed to the core, once the connection was over.
     promote_begun: bool,
     promoted: Option<Mark>,
@@ -271,9 +274,9 @@ impl Engine {
             }
             Effect::Promoted(mark) => {
                 self.promoted = Some(mark);
-                if let Some(done) = self.promote.take() {
+                if let Some((done, warrant)) = self.promote.take() {
                     // Nobody may be waiting any more.
-                    let _ = done.send(Ok(mark));
+                    let _ = done.send(Promoted { warrant, outcome: Ok(mark) });
                 }
             }
         }
@@ -339,9 +342,13 @@ impl Engine {
             staged_bytes: staging.tail - staging.head,
             staging_limit_bytes: self.core.staging_plan().limit_bytes,
             staging_trouble: self.core.staging_trouble(),
-            heard_unix_s: self.heard_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs()),
-            answered_record: self.core.heard().answered.0,
-            source_alone: self.core.heard().alone,
+            heard_unix_s: self
+                .heard_at
+                .and_then(|at| at.wall.duration_since(UNIX_EPOCH).ok())
+                .map(|since| since.as_secs()),
+            answered_record: self.core.heard().answered().0,
+            source_alone: self.core.heard().alone(),
+            warrant: Box::new(self.warrant()),
             peer: self.peer_address(),
             reason: self.reason.clone(),
             held_record: self.core.stored().seq.0,

@@ -1,37 +1,32 @@
 //! A promote: refused or begun, once the connection is over.
 
 use super::{Engine, Waiting};
+use crate::engine::command::Promoted;
 use crate::format::superblock::Phase;
 
 impl Engine {
     pub(super) fn promote(&mut self, force: bool, done: Waiting) {
-        let refusal = if self.promote.is_some() || self.handed_over {
-            Some("a promote is under way already".into())
-        } else if self.core.connected() && !force {
-            let address = self.peer_address().unwrap_or_default();
-            Some(format!(
-                "the source is connected ({address}) and may be answering writes: stop it first, or give --force to take over \
-                 from it{}",
-                self.old_image().map(|old| format!(". What is served then is {old}")).unwrap_or_default()
-            ))
-        } else if !self.core.promotable() && !force {
-            Some(self.no_whole_copy())
-        } else {
-            None
+        let warrant = Box::new(self.warrant());
+        let under_way = Some("a promote is under way already".to_owned());
+        let refusal = match self.promote {
+            Some(_) => under_way,
+            None if self.handed_over => under_way,
+            None if force => None,
+            None => warrant.refusal.clone(),
         };
         match refusal {
-            Some(reason) => drop(done.send(Err(reason))),
+            Some(reason) => drop(done.send(Promoted { warrant, outcome: Err(reason) })),
             None => {
                 if let Some(old) = self.old_image() {
                     tracing::warn!("source {}: a promote serves {old}", self.core.superblock().name);
                 }
-                self.promote = Some(done);
+                self.promote = Some((done, warrant));
             }
         }
     }
 
     /// What a promote would serve while a resync goes on, in words.
-    fn old_image(&self) -> Option<String> {
+    pub(super) fn old_image(&self) -> Option<String> {
         let base = self.core.base()?;
         let since = match self.lacking_since_unix_s {
             0 => String::new(),
@@ -40,7 +35,7 @@ impl Engine {
         Some(format!("the image as of record {}{since}: a resync isn't complete", base.seq))
     }
 
-    fn no_whole_copy(&self) -> String {
+    pub(super) fn no_whole_copy(&self) -> String {
         let why = match self.core.superblock().staging.phase {
             Phase::Draining => "a resync isn't complete, and it found no room beside the image",
             Phase::Direct | Phase::Staging => {

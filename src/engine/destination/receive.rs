@@ -4,6 +4,7 @@
 //! received right behind the last ones; only what arrives while no half is open, and what follows a signal, is
 //! moved to its place once.
 
+use super::warrant::{HeardAt, now};
 use super::{Engine, Token};
 use crate::core::Place;
 use crate::core::destination::State;
@@ -18,7 +19,6 @@ use crate::limits::{
 };
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::SystemTime;
 
 /// What may wait to be sent to a source, in bytes: a welcome, the answers to all questions, and some reports. Acknowledgements take the place of older
 /// ones, so only a source that repeats its signals and reads nothing comes near.
@@ -149,7 +149,7 @@ impl Engine {
             admitted: None,
         });
         if welcome.verdict == Verdict::Welcome {
-            self.core.handle_connected();
+            self.core.handle_connected(now());
             self.reason = None;
             self.receive();
         } else {
@@ -217,7 +217,7 @@ impl Engine {
             Err(error) => return self.close_peer(&format!("receiving failed: {error}")),
             Ok(bytes) => peer.bytes += bytes as u64,
         }
-        self.heard_at = Some(SystemTime::now());
+        self.heard_at = Some(HeardAt::now());
         if !self.core.connected() {
             // Being fenced: nothing of it counts any more.
             return self.close_peer("fenced by a promote");
@@ -297,7 +297,7 @@ impl Engine {
             let halves = [0, 1].map(|half| unsafe { memory.bytes(half_place(half_bytes, half), half_bytes as usize) });
             recovery::rescan(&halves, source, before, until, half_place(half_bytes, until.fill.half()))
         };
-        self.core.handle_signal(signal, &mut rescan, &mut self.effects)
+        self.core.handle_signal(now(), signal, &mut rescan, &mut self.effects)
     }
 
     pub(super) fn report(&mut self, report: Report) {

@@ -160,17 +160,20 @@ impl Folder {
         let bytes = journal_bytes(like.half_bytes, &like.sizes(), like.grain_bytes);
         let wanted = [(half_path(path, 0), like.half_bytes), (half_path(path, 1), like.half_bytes)];
         let promoted = (Folder::promoted_journal(path), bytes);
+        // What is long enough may be in use: by the very source that is about to hand over.
+        let short = |file: &Path, bytes: u64| std::fs::metadata(file).map_or(0, |file| file.len()) < bytes;
         for (file, bytes) in wanted.into_iter().chain([promoted.clone()]) {
-            let mut disk = Disk::open_or_create("journal file", &file)?;
-            if disk.size_bytes < bytes {
+            if short(&file, bytes) {
+                let mut disk = Disk::open_or_create("journal file", &file)?;
                 disk.preallocate(bytes)?;
                 if file == promoted.0 {
                     disk.store_block(&encode_claim(&like.name), 0)?;
                 }
             }
         }
-        let mut state = Disk::open_or_create("state", &path.join("state"))?;
-        if state.size_bytes < 2 * BLOCK_BYTES as u64 {
+        let state = path.join("state");
+        if short(&state, 2 * BLOCK_BYTES as u64) {
+            let mut state = Disk::open_or_create("state", &state)?;
             state.preallocate(2 * BLOCK_BYTES as u64)?;
             state.store_block(&encode_claim(&like.name), 0)?;
         }

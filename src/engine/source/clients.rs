@@ -137,7 +137,7 @@ impl Serve for Engine {
 
 impl Engine {
     pub(super) fn serve_client(&mut self, socket: OwnedFd, negotiated: Negotiated) {
-        if self.core.fenced() || self.stopping {
+        if self.core.fenced() || self.stopping.is_some() {
             return shut_down(&socket);
         }
         let Some(disk) = self.volumes.get(negotiated.export) else { return };

@@ -44,6 +44,9 @@ pub use start::{Birth, Handle, Plan, Promoted, Volume, journal_bytes, spawn};
 /// Device writes of a flush under way while it is on time, and while it is late.
 const FLUSH_DEPTH: (u32, u32) = (4, 48);
 
+/// How long a source that ends waits for its destination to hear of it.
+const GOODBYE: Duration = Duration::from_millis(500);
+
 /// Names an operation under way.
 #[derive(Debug, Clone, Copy)]
 enum Token {
@@ -106,7 +109,8 @@ struct Engine {
     sync_count: u64,
     report: Report,
     copies: Vec<copies::Reading>,
-    stopping: bool,
+    /// Told to stop: the destination hears of it until then.
+    stopping: Option<Duration>,
     counters: Counters,
     started: Instant,
     effects: Vec<Effect>,
@@ -143,9 +147,10 @@ impl Engine {
         self.ring.wake_on(Token::Wake, self.wake.as_raw_fd());
         let mut finished = Vec::new();
         self.turn()?;
-        while !self.stopping {
+        while !self.stopped() {
             let now = self.started.elapsed();
-            let timeout = self.core.next_deadline().map(|deadline| deadline.saturating_sub(now));
+            let deadline = self.core.next_deadline().into_iter().chain(self.stopping).min();
+            let timeout = deadline.map(|deadline| deadline.saturating_sub(now));
             self.ring.wait(timeout, &mut finished)?;
             for (token, outcome) in finished.drain(..) {
                 self.handle(token, outcome)?;
@@ -153,6 +158,17 @@ impl Engine {
             self.turn()?;
         }
         Ok(())
+    }
+
+    /// No client hears an answer any more; the destination is told that none will.
+    fn stop(&mut self) {
+        self.kill_clients();
+        let patience = if self.core.handle_end() { GOODBYE } else { Duration::ZERO };
+        self.stopping = Some(self.started.elapsed() + patience);
+    }
+
+    fn stopped(&self) -> bool {
+        self.stopping.is_some_and(|until| self.core.has_ended() || self.started.elapsed() >= until)
     }
 
     /// Closes every socket and waits for what is still under way: its memory must not go before.
@@ -337,7 +353,7 @@ impl Engine {
                 Ok(()) => self.report.begin_verify(repair, done),
                 Err(reason) => drop(done.send(Err(reason.into()))),
             },
-            SourceCommand::Stop => self.stopping = true,
+            SourceCommand::Stop => self.stop(),
         }
     }
 

@@ -236,6 +236,8 @@ impl Engine {
             halves,
             clients: self.clients.count(),
             requests: self.clients.requests.count(),
+            inherited: core.inherited(),
+            before_inherited: core.before_inherited().map(|seq| seq.0),
             waiting: core.waiting(),
             mode: core.mode(),
             mode_since_unix_ms: report.mode.map_or(0, |(_, at)| at),

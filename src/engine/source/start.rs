@@ -194,6 +194,9 @@ fn prepare(
         max_age: plan.max_age,
         started_unix_s: now.as_secs(),
     };
+    if matches!(&plan.birth, Birth::Promote(promoted) if promoted.unwatched) {
+        store_map(&journal, &superblock, true)?;
+    }
     let dirty = load_map(&journal, &superblock)?;
     let begun = superblock.clean;
     let mut core = Source::recover(shape, superblock, dirty, recovered, |id, position| {
@@ -236,7 +239,7 @@ fn prepare(
         sync_count: 0,
         report: Report::default(),
         copies: Vec::new(),
-        stopping: false,
+        stopping: None,
         counters: Counters::default(),
         started: Instant::now(),
         effects: Vec::new(),

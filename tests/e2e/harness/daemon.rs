@@ -325,6 +325,13 @@ impl Daemon {
         verb(&[&["verify", "--admin", path_str(&self.admin)], options].concat())
     }
 
+    /// Whether a promote of a source's images would go without force.
+    pub fn warrants(&self, source: &str) -> bool {
+        let finished = verb(&["promote", "--admin", path_str(&self.admin), source, "--check"]);
+        assert!(matches!(finished.status.code(), Some(0 | 7 | 3)), "{}", finished.stderr);
+        finished.status.success()
+    }
+
     /// Asks for a promote of a source's images.
     #[track_caller]
     pub fn promote(&self, source: &str, force: bool) -> Finished {

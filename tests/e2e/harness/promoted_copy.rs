@@ -28,7 +28,7 @@ impl PromotedCopy {
         let (source, images) = &plan.destination.sources[0];
         config.sources.push((source.clone(), images.iter().map(copy_image).collect()));
         let destination = Daemon::destination(&config);
-        let said = destination.promote(source, false).success();
+        let said = destination.promote(source, true).success();
         PromotedCopy { _destination: destination, config, said }
     }
 

@@ -99,7 +99,7 @@ pub fn play_to_a_promote(round: &mut Round, mut site: Site) {
     load.stop();
     site.restart_destination();
     for _ in 0..round.chance.below(3) {
-        interrupt(round, &mut site.mirror, false);
+        interrupt(round, &mut site.mirror);
     }
     promote(&site.mirror, false);
     round.tell("promoted");

@@ -23,25 +23,25 @@ enum Old {
     Unreachable,
 }
 
-/// Promotes until it is done, whoever died in between; forces it where the source lives.
+/// Promotes until it is done, whoever died in between; forces it only where something may be missing or the source lives.
 #[track_caller]
-pub fn promote(mirror: &Mirror, force: bool) {
+pub fn promote(mirror: &Mirror, lives: bool) {
     eventually("the promote is done", Duration::from_secs(30), || {
-        let finished = mirror.destination.promote("alpha", force);
-        // A source that was killed may still seem to be connected.
+        let warranted = mirror.destination.warrants("alpha");
+        let finished = mirror.destination.promote("alpha", !warranted);
+        // A warrant may have run out in between; a source that was killed may still seem to be connected.
         let done = finished.status.success() || finished.stderr.contains("promoted already");
-        assert!(done || (!force && is_connected(&finished)), "the promote failed:\n{}", finished.stderr);
+        assert!(done || warranted || (!lives && is_connected(&finished)), "the promote failed:\n{}", finished.stderr);
         done.then_some(())
     });
 }
 
-/// Kills the destination while it promotes, at some moment before, in or after its work, and starts it again.
-pub fn interrupt(round: &mut Round, mirror: &mut Mirror, force: bool) {
+/// Kills the destination while it is forced to promote, at some moment before, in or after its work, and starts it again.
+pub fn interrupt(round: &mut Round, mirror: &mut Mirror) {
     let admin = mirror.plan.destination.admin();
     let promoting = thread::spawn(move || {
-        let mut args = vec!["promote", "--admin", admin.to_str().expect("test paths are UTF-8"), "alpha"];
-        args.extend(force.then_some("--force"));
-        verb(&args)
+        let admin = admin.to_str().expect("test paths are UTF-8");
+        verb(&["promote", "--admin", admin, "alpha", "--force"])
     });
     let time = round.chance.moment(100);
     round.tell(format!("{time:?} of a promote"));
@@ -158,7 +158,7 @@ pub fn play(round: &mut Round, mut site: Site) {
     let lives = matches!(old, Old::Lives | Old::Unreachable);
     let mut back = lives;
     for _ in 0..round.chance.below(3) {
-        interrupt(round, &mut site.mirror, back);
+        interrupt(round, &mut site.mirror);
         if !back && round.chance.one_in(3) {
             // It may find a destination that was not promoted, and go on, or be fenced.
             round.tell("the old source comes back");

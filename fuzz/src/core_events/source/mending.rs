@@ -73,7 +73,7 @@ impl Driver {
                 match sent {
                     Sent::Frame(mark) => self.report(Report::Stored(mark.seq)),
                     Sent::Signal(Signal::Sync { last, .. }) => self.report(Report::Applied(last)),
-                    Sent::Signal(Signal::Ping { .. }) => self.report(Report::Pong),
+                    Sent::Signal(Signal::Ping(_)) => self.report(Report::Pong { stamp: 0 }),
                     // What it was sent it has: nothing differs any more.
                     Sent::Signal(Signal::Ask { .. }) => {
                         let equal = if self.verifying > 0 { 0xff } else { 0xf0 };

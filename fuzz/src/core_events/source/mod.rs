@@ -328,7 +328,7 @@ impl Driver {
                     self.receive(Report::Settled(common));
                 }
             }
-            SourceEvent::Pong => self.receive(Report::Pong),
+            SourceEvent::Pong => self.receive(Report::Pong { stamp: 0 }),
             SourceEvent::StoredAll => self.report(Report::Stored(self.sent.unwrap_or(self.acked))),
             SourceEvent::Settle => self.settle(),
         }

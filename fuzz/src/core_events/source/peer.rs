@@ -4,6 +4,7 @@ use super::Driver;
 use nbd_mirror::core::Durability;
 use nbd_mirror::core::source::{Effect, Send};
 use nbd_mirror::format::ids::{Fill, Mark, Seq};
+use nbd_mirror::format::ping::Standing;
 use nbd_mirror::format::wire::{Report, Signal, Welcome};
 
 /// What was sent.
@@ -72,9 +73,11 @@ impl Driver {
                 self.beginning = false;
                 (self.sent, self.acked, self.applied, self.room) = (Some(at.seq), at.seq, at.fill, at.fill);
             }
-            Signal::Ping { answered, alone } => {
-                assert_eq!(answered, self.core.committed());
-                assert_eq!(alone, self.core.mode() == nbd_mirror::core::policy::Mode::Alone);
+            Signal::Ping(ping) => {
+                assert!(ping.answered >= self.core.committed());
+                let alone = self.core.mode() == nbd_mirror::core::policy::Mode::Alone;
+                assert_eq!(ping.standing == Standing::Alone, alone);
+                assert_eq!(ping.on_disconnect, self.core.policy().on_disconnect);
             }
             Signal::Ask { id, volume, offset, length } => {
                 assert!(self.sent.is_some(), "the source resumes first");

@@ -3,6 +3,7 @@
 use super::super::super::index::{Found, Segment};
 use super::super::*;
 use super::world::*;
+use crate::format::ping::{OnDisconnect, Ping, Standing};
 use crate::format::superblock::Role;
 use crate::format::wire::Signal;
 use crate::limits::{DRAIN_BYTES, MAX_COPY_WINDOWS};
@@ -223,15 +224,21 @@ fn questions_have_their_bounds() {
 fn a_ping_is_answered_at_any_time() {
     let mut world = restarted(PLAN);
     world.stored(21, 1, 1).unwrap();
-    let ping = Signal::Ping { answered: Seq(77), alone: true };
+    let ping = Signal::Ping(Ping {
+        answered: Seq(77),
+        standing: Standing::Alone,
+        on_disconnect: OnDisconnect::Continue,
+        timeout_ms: 5000,
+        echo: 0,
+    });
     let mut pings = 0;
     let mut say = |world: &mut World| {
         world.reported();
         world.signal(ping).unwrap();
         world.step().unwrap();
         pings += 1;
-        assert!(world.reported().contains(&Report::Pong), "ping {pings}");
-        assert_eq!(world.core.heard(), Heard { answered: Seq(77), alone: true });
+        assert!(world.reported().contains(&Report::Pong { stamp: 0 }), "ping {pings}");
+        assert_eq!((world.core.heard().answered(), world.core.heard().alone()), (Seq(77), true));
     };
     say(&mut world);
     world.core.handle_disconnected();

@@ -16,6 +16,7 @@ use crate::format::superblock::{Role, Volume};
 use crate::format::wire::Signal;
 use crate::limits::{BLOCK_BYTES, DRAIN_BYTES};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 pub const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The smallest half that a state may name.
@@ -87,6 +88,26 @@ impl Disks {
     pub fn state(&self) -> Superblock {
         Superblock::newest(Role::Destination, [&self.state[0], &self.state[1]]).unwrap()
     }
+
+    /// What a promote serves: the image, with what is only in the journal files on top.
+    fn served(&self) -> Contents {
+        let (state, mut contents) = (self.state(), self.image.clone());
+        if state.clean == state.known[0] {
+            return contents;
+        }
+        let halves = [&self.files[0][..], &self.files[1]];
+        let found = recovery::recover(&halves, SOURCE, state.clean, state.whole).unwrap();
+        assert_eq!(found.end, state.known[0], "the journal files end elsewhere");
+        for frame in found.first.iter().chain(&found.second) {
+            let (half, position) = (frame.header.fill.half(), frame.header.position);
+            let block = halves.block(half, position).unwrap();
+            for (record, place) in recovery::records(&frame.header, block, Place(position + BLOCK)) {
+                assert_eq!((record.kind, record.length), (Kind::Write, BLOCK_BYTES as u32));
+                contents[(record.offset / BLOCK) as usize] = halves[half][place.0 as usize];
+            }
+        }
+        contents
+    }
 }
 
 pub struct World {
@@ -111,6 +132,8 @@ pub struct World {
     pub last: Mark,
     pub position: u64,
     pub volume: Contents,
+    /// What time it is.
+    pub now: Duration,
 }
 
 /// What is slow.
@@ -179,6 +202,7 @@ impl World {
             last,
             position,
             volume: vec![0; BLOCKS],
+            now: Duration::ZERO,
         })
     }
 
@@ -195,7 +219,7 @@ impl World {
     pub fn connect(&mut self) -> Welcome {
         let welcome = self.core.welcome(&superblock(Role::Source)).unwrap();
         if welcome.verdict == Verdict::Welcome {
-            self.core.handle_connected();
+            self.core.handle_connected(self.now);
         }
         welcome
     }
@@ -206,7 +230,7 @@ impl World {
             let half = Place(until.fill.half() as u64 * HALF);
             recovery::rescan(&[&memory[0][..], &memory[1]], SOURCE, before, until, half)
         };
-        self.core.handle_signal(signal, &mut rescan, &mut self.effects)
+        self.core.handle_signal(self.now, signal, &mut rescan, &mut self.effects)
     }
 
     /// The source writes a byte to a block, and the frame arrives.
@@ -391,16 +415,18 @@ impl World {
     /// What a failover would find: everything is handed to another start, and promoted.
     pub fn failover(disks: Disks) -> (Mark, Contents) {
         let mut world = World::start(disks, StagingPlan { limit_bytes: 0, best_effort: false }).unwrap();
-        world.promote();
-        (world.promoted.unwrap(), world.disks.image)
+        let contents = world.promote();
+        (world.promoted.unwrap(), contents)
     }
 
-    pub fn promote(&mut self) {
+    /// What is served then.
+    pub fn promote(&mut self) -> Contents {
         self.core.handle_disconnected();
         self.core.handle_promote(&mut self.effects);
         self.run().unwrap();
         let (promoted, state) = (self.promoted.unwrap(), self.disks.state());
-        assert!(state.promoted && state.clean == promoted && state.staging == Staging::default());
+        assert!(state.promoted && state.known == [promoted] && state.staging == Staging::default());
+        self.disks.served()
     }
 
     pub fn phase(&self) -> Phase {
