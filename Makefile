@@ -3,6 +3,10 @@
 # Debian packages: what links a Rust program, and what the tests and the benchmark run besides.
 LINKER_PACKAGES = gcc libc6-dev
 TEST_PACKAGES = e2fsprogs fio libnbd-bin mount nbd-client nbdkit python3 python3-libnbd qemu-utils util-linux
+VM_PACKAGES = busybox-static cpio iproute2 kmod python3-venv
+# Boots a kernel with this machine's files as its root.
+VIRTME = virtme-ng==1.42
+VM = target/vm
 
 FUZZ_TARGETS = nbd_negotiation nbd_requests replication journal_recovery core_events
 FUZZ_SECONDS ?= 60
@@ -39,11 +43,12 @@ install_missing = \
 		&& $$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $$missing
 
 .NOTPARALLEL:
-.PHONY: help demo build test sim fuzz-smoke lint bench fmt clean install deps linker rust components cargo-fuzz
+.PHONY: help demo build test test-vm vm-deps vm-qemu sim fuzz-smoke lint bench fmt clean install deps linker rust components cargo-fuzz
 
 help:
 	@echo 'make demo     a failover on this machine, with a check of every answered write (no root)'
 	@echo 'make test     lint, build and run all tests; installs missing Debian packages'
+	@echo 'make test-vm  tests with real kernels in virtual machines, about TIME; VM_TESTS="name …" for some of them'
 	@echo 'make sim      both cores in a world of crashes and faults; SEEDS=100000 FROM=7 for more, SEED=7 for one'
 	@echo 'make lint     formatting, clippy and the documentation, all without a warning'
 	@echo 'make fuzz-smoke  fuzz each target for FUZZ_SECONDS ($(FUZZ_SECONDS)); installs cargo-fuzz where it is missing'
@@ -68,6 +73,38 @@ test: deps lint build
 	$(CARGO) test --release --locked
 	@$(MAKE) --no-print-directory sim
 	@cd bench && python3 -m unittest discover
+	@if $(MAKE) --no-print-directory vm-deps; then \
+		exec $(MAKE) --no-print-directory test-vm; \
+	elif [ -n "$$NBD_MIRROR_REQUIRE_VM" ]; then \
+		echo 'NBD_MIRROR_REQUIRE_VM is set, but no virtual machine can be had: failed' >&2; exit 1; \
+	fi; \
+	echo '****************************************************************' >&2; \
+	echo 'VM TESTS ARE LEFT OUT: QEMU or a kernel can not be had (see above)' >&2; \
+	echo '****************************************************************' >&2
+
+# Real kernels, each booted in QEMU. NBD_MIRROR_VM_KERNEL=6.12 takes only those whose release contains that,
+# NBD_MIRROR_VM_KVM=1 uses hardware virtualisation.
+test-vm: vm-deps build
+	@tests/vm/run.py $(VM_TESTS)
+
+# QEMU by apt-get; the rest goes below $(VM): no kernel is installed on this machine.
+vm-deps: deps vm-qemu
+	@$(call install_missing,$(VM_PACKAGES))
+	@[ -e $(VM)/venv/complete ] || { \
+		rm -rf $(VM)/venv && /usr/bin/python3 -m venv $(VM)/venv && $(VM)/venv/bin/pip -q install $(VIRTME) \
+			&& touch $(VM)/venv/complete; }
+	@tests/vm/kernels.sh $(VM)/kernels
+
+# It conflicts with a qemu-utils of another version, which may be installed from elsewhere.
+vm-qemu:
+	@command -v qemu-system-x86_64 >/dev/null && exit 0; \
+	[ "$$(uname -m)" = x86_64 ] || { echo 'VM tests are written for x86_64' >&2; exit 1; }; \
+	command -v apt-get >/dev/null || { echo 'This is no Debian: please install QEMU for x86_64' >&2; exit 1; }; \
+	if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root=sudo; fi; \
+	$$as_root apt-get -q update; \
+	version=$$(apt-cache policy qemu-system-x86 | sed -n 's/^ *Candidate: //p'); \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends --allow-downgrades \
+		qemu-system-x86 qemu-utils="$$version"
 
 # SEED=n replays one seed with its trace; SEEDS=count and FROM=n run others than the usual ones.
 sim: linker

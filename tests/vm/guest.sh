@@ -1,0 +1,27 @@
+#!/bin/sh
+# Inside the guest: makes it ready, runs the test binary $2 with the program $3 and the arguments behind, and says how that
+# ended in the folder $1, which the host reads. Exit codes of a whole VM are not to be relied on.
+set -eu
+
+results=$1 tests=$2 program=$3
+shift 3
+
+# The host's root is shared over 9p, which is slow and read-only; what the tests make lies on a disk of their own.
+disk=/run/disk
+modprobe virtio_blk
+modprobe loop
+modprobe nbd max_part=0
+[ -e /dev/vda ] || sleep 1
+mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 /dev/vda
+mkdir -p "$disk"
+mount /dev/vda "$disk"
+ip link set lo up 2>/dev/null || ifconfig lo up
+cp "$tests" "$disk/tests"
+cp "$program" "$disk/nbd-mirror"
+
+echo "guest: Linux $(uname -r), $(nproc) CPUs, $(sed -n "s/MemTotal: *//p" /proc/meminfo), ready after $(cut -d" " -f1 /proc/uptime) s"
+export TMPDIR="$disk" NBD_MIRROR_BIN="$disk/nbd-mirror" NBD_MIRROR_VM_RESULTS="$results" RUST_BACKTRACE=1
+status=0
+"$disk/tests" --include-ignored --test-threads=1 --nocapture "$@" || status=$?
+dmesg >"$results/dmesg" || true
+echo "$status" >"$results/outcome"
