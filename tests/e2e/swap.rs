@@ -166,3 +166,35 @@ fn a_source_that_is_not_fenced_has_nothing_to_rejoin() {
     assert_eq!(refused.status.code(), Some(3));
     assert_says(&refused.stderr, &["isn't fenced", "switchover"]);
 }
+
+#[test]
+fn promoted_without_the_daemon_the_image_is_whole_and_a_failback_compares_all() {
+    let mut mirror = plan().start();
+    mirror.assert_in_step();
+    let mut client = Client::go(&mirror.unix(), "vol0").unwrap();
+    client.write(3 * MIB, &pattern(5, 65536)).unwrap();
+    let config = mirror.plan.destination.write();
+    let offline = |force: &[&str]| {
+        verb(&[&["promote", "--offline", "--config", config.to_str().unwrap(), "alpha"], force].concat())
+    };
+    let running = offline(&["--force"]);
+    assert!(!running.status.success(), "it is promoted under a running daemon");
+    assert_says(&running.stderr, &["in use"]);
+    mirror.source.kill();
+    mirror.destination.kill();
+    assert!(!offline(&[]).status.success(), "nobody knows what the source answered since");
+    offline(&["--force"]).success();
+    let image = std::fs::read(mirror.plan.image(0)).unwrap();
+    assert!(image[3 << 20..(3 << 20) + 65536] == pattern(5, 65536)[..], "the image lacks what was answered");
+    // Somebody mounts it, and writes.
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::OpenOptions::new().write(true).open(mirror.plan.image(0)).unwrap();
+    file.write_all_at(&pattern(6, 4096), 5 << 20).unwrap();
+    drop(file);
+    mirror.destination.restart();
+    mirror.source.restart();
+    mirror.source.wait_for_state("fenced");
+    at(&mirror.plan.source.admin(), &["rejoin", "--discard"]).success();
+    wait_until_in_step(&mirror.destination);
+    assert_same(mirror.plan.volume(0), mirror.plan.image(0), SIZE);
+}

@@ -26,7 +26,7 @@ pub async fn promote(config: &DestinationConfig, source: &str, force: bool) -> a
         let data = match mirror.serving().await {
             // It was promoted before: what is in its journal is all that is left to be brought to the images.
             Ok(_) => json!({ "source": source }),
-            Err(_) => mirror.promote(force).await?,
+            Err(_) => mirror.promote(force, false).await?,
         };
         seat::sync(&mirror.serving().await?).await?;
         Ok(data)

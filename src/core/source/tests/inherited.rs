@@ -58,7 +58,7 @@ fn heir(state: Superblock, own: usize) -> Rig {
         let offsets = LEFT.iter().filter(|(fill, _)| Fill(*fill) == id.fill);
         entry(id.fill.0, id.index, offsets.map(|(_, offset)| *offset).nth(id.index).unwrap())
     });
-    Rig { core, effects: Vec::new(), blocks: Blocks(1 << 40), now: NOW, tickets: 0 }
+    Rig { core, effects: Vec::new(), blocks: Blocks(1 << 40), now: NOW, tickets: 0, pings: Vec::new() }
 }
 
 fn state() -> Superblock {
