@@ -70,7 +70,10 @@ fn an_ext4_stays_mounted_through_failover_and_failback() {
         let began = Instant::now();
         mounted.mirror.source.restart();
         let started = Instant::now();
-        mounted.mirror.source.wait_for_state("fenced");
+        // From the second time on it isn't a source any more, but promoted images that were overtaken.
+        mounted.mirror.source.wait_for_status_of("it is fenced", |status| {
+            status["state"] == "fenced" || status["sources"][0]["serving"]["state"] == "fenced"
+        });
         at(&ours, &["rejoin"]);
         let rejoined = Instant::now();
         wait_until_in_step(&mounted.mirror.destination);
