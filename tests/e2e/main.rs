@@ -20,6 +20,7 @@ mod demo;
 mod disk_faults;
 mod harness;
 mod harness_check;
+mod inherited;
 mod inspect;
 mod kills;
 mod live;

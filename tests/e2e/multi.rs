@@ -121,6 +121,8 @@ fn a_promote_of_one_source_leaves_the_other_alone() {
     site.sources[1].1.sync();
     let images =
         |at: usize| -> Vec<Image> { site.config.sources[at].1.iter().map(|(_, path)| Image::file(path)).collect() };
+    let done = |alpha: &serde_json::Value| alpha["unapplied_fills"] == 0;
+    site.destination.wait_for_mirror("all is on alpha's images", done);
     alpha_ledger.check("the promoted source's images", &images(0));
     beta_ledger.check("the other source's images", &images(1));
     for (volume, size) in SIZES.iter().enumerate() {

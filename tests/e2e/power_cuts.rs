@@ -260,7 +260,7 @@ fn promote_after_a_cut(durability: &str, test: u64) {
             promote_by_force(&whole.mirror.destination, "alpha");
         }
         ledger.settle(&format!("{what}: promoted exports"), &whole.mirror.promoted_volumes());
-        ledger.check(&format!("{what}: image files"), &whole.mirror.images());
+        ledger.check(&format!("{what}: image files"), &whole.mirror.promoted_images());
         // A promoted image is durable by itself, whatever the mirror was.
         let mut client = Client::go(&whole.mirror.promoted(), "vol1").unwrap();
         let given = pattern(seed, MIB as usize);

@@ -132,8 +132,10 @@ impl Mirror {
         let mut state = mirror.state.lock().await;
         *state = match Folder::open(&mirror.folder, &mirror.name, init)? {
             None => State::Empty(images),
+            // Damage in what one promote left is no matter of the other sources.
             Some(folder) if folder.superblock().promoted => {
-                mirror.clone().serve(folder.superblock().clone(), images, false).await?
+                let served = mirror.clone().serve(folder.superblock().clone(), images, false).await;
+                served.unwrap_or_else(|error| mirror.failed(&format!("{error:#}")))
             }
             Some(folder) => match mirror.clone().receive(folder, images).await {
                 Ok(state) => state,

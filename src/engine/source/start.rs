@@ -165,7 +165,8 @@ fn prepare(
 
     // What a killed daemon wrote may still be in the disk's cache only; what is found counts as stored.
     journal.sync()?;
-    for half in 0..2 {
+    // In one that was just made no frame is of this source: a promote doesn't wait until it is read.
+    for half in (0..2).filter(|_| superblock.incarnation > 0) {
         journal.load(&memory, Place(half * half_bytes), journal_offset(half_bytes, half as usize, 0), half_bytes)?;
     }
     // SAFETY: nothing is under way yet.

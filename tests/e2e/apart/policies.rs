@@ -169,7 +169,11 @@ fn policy_and_timeout_are_changed_while_the_destination_is_away() {
     apart.proxy.set_open(false);
     source.wait_for_state("stalled");
     witness.wait_for_a_wait(TIMEOUT * 2);
+    // A shorter timeout doesn't undo what the destination was told: only the word to go on does.
     assert_says(&source.set(&["timeout=300ms"]), &["on_disconnect = continue", "timeout = 300ms"]);
+    witness.wait_for_a_wait(TIMEOUT);
+    assert_eq!(source.status()["state"], "stalled");
+    source.set(&["on_disconnect=continue"]);
     source.wait_for_state("degraded");
     witness.wait_for_writes(5, 0);
     source.set(&["on_disconnect=stall"]);

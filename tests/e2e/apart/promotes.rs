@@ -42,7 +42,7 @@ fn promote_in_step(apart: &Apart) -> String {
 fn assert_promoted(apart: &mut Apart, what: &str, in_step: u64, until: u64) {
     let found = apart.ledger.check_as_of(in_step, what, &apart.mirror.promoted_volumes());
     assert!(apart.ledger.newest(&found) < until, "{what}: it holds more than it may");
-    apart.ledger.check_as_of(in_step, what, &apart.mirror.images());
+    apart.ledger.check_as_of(in_step, what, &apart.mirror.promoted_images());
     apart.join();
     if !apart.mirror.source.runs() {
         apart.mirror.source.restart();

@@ -104,6 +104,13 @@ impl Mirror {
         self.plan.source.volumes.iter().map(|(name, _)| Image::export(&self.promoted(), name)).collect()
     }
 
+    /// Every image file, once all that a promote left is on it.
+    #[track_caller]
+    pub fn promoted_images(&self) -> Vec<Image> {
+        self.destination.wait_for_mirror("all is on the images", |mirror| mirror["unapplied_fills"] == 0);
+        self.images()
+    }
+
     /// Every image file.
     pub fn images(&self) -> Vec<Image> {
         (0..self.plan.sizes.len()).map(|at| Image::file(self.plan.image(at))).collect()

@@ -2,6 +2,7 @@
 //! whether it could be promoted, while the real one goes on afterwards.
 
 use std::path::Path;
+use std::time::Instant;
 
 use super::{Daemon, DestinationConfig, Endpoint, Image, Plan};
 
@@ -9,7 +10,9 @@ use super::{Daemon, DestinationConfig, Endpoint, Image, Plan};
 pub struct PromotedCopy {
     _destination: Daemon,
     config: DestinationConfig,
-    /// What the promote said.
+    /// When the promote was asked for.
+    pub began: Instant,
+    /// What it said.
     pub said: String,
 }
 
@@ -28,18 +31,19 @@ impl PromotedCopy {
         let (source, images) = &plan.destination.sources[0];
         config.sources.push((source.clone(), images.iter().map(copy_image).collect()));
         let destination = Daemon::destination(&config);
+        let began = Instant::now();
         let said = destination.promote(source, true).success();
-        PromotedCopy { _destination: destination, config, said }
+        PromotedCopy { _destination: destination, config, began, said }
     }
 
-    /// Its image files.
-    pub fn images(&self) -> Vec<Image> {
-        self.config.sources[0].1.iter().map(|(_, image)| Image::file(image)).collect()
+    /// Where it serves.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::Unix(self.config.unix())
     }
 
     /// What it serves.
     pub fn exports(&self) -> Vec<Image> {
-        let endpoint = Endpoint::Unix(self.config.unix());
+        let endpoint = self.endpoint();
         self.config.sources[0].1.iter().map(|(name, _)| Image::export(&endpoint, name)).collect()
     }
 }

@@ -105,7 +105,7 @@ pub fn play_to_a_promote(round: &mut Round, mut site: Site) {
     round.tell("promoted");
     let in_step = site.in_step;
     site.ledger.settle_as_of(in_step, &round.what("the promoted exports"), &site.mirror.promoted_volumes());
-    site.ledger.check(&round.what("the image files"), &site.mirror.images());
+    site.ledger.check(&round.what("the image files"), &site.mirror.promoted_images());
     site.mirror.source.restart();
     // One that was alone answers writes until it hears of the promote.
     site.mirror.source.wait_for_state("fenced");

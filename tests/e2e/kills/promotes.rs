@@ -175,7 +175,7 @@ pub fn play(round: &mut Round, mut site: Site) {
     site.calm();
     load.stop();
     site.ledger.settle(&round.what("the promoted exports"), &site.mirror.promoted_volumes());
-    site.ledger.check(&round.what("the image files"), &site.mirror.images());
+    site.ledger.check(&round.what("the image files"), &site.mirror.promoted_images());
     if !back {
         bring_back(round, &mut site.mirror);
     }
