@@ -48,7 +48,7 @@ install_missing = \
 help:
 	@echo 'make demo     a failover on this machine, with a check of every answered write (no root)'
 	@echo 'make test     lint, build and run all tests; installs missing Debian packages'
-	@echo 'make test-vm  tests with real kernels in virtual machines, about TIME; VM_TESTS="name …" for some of them'
+	@echo 'make test-vm  tests with real kernels in virtual machines; VM_TESTS="name …" for some of them'
 	@echo 'make sim      both cores in a world of crashes and faults; SEEDS=100000 FROM=7 for more, SEED=7 for one'
 	@echo 'make lint     formatting, clippy and the documentation, all without a warning'
 	@echo 'make fuzz-smoke  fuzz each target for FUZZ_SECONDS ($(FUZZ_SECONDS)); installs cargo-fuzz where it is missing'

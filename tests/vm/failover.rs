@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::agent::Agent;
 use crate::ext4::Ext4;
 use crate::guest::assert_in_guest;
-use crate::harness::{MIB, Mirror, Plan};
+use crate::harness::{MIB, Mirror, Plan, eventually};
 use crate::kernel_log::KernelLog;
 use crate::records::Records;
 use crate::times::Times;
@@ -58,7 +58,13 @@ impl Mounted {
         // What the source answered at last is still on its way up from the kernel.
         thread::sleep(Duration::from_millis(50));
         let (acknowledged, logged) = (self.records.count(), self.agent.logged());
-        self.mirror.destination.promote("alpha", force).success();
+        let destination = &self.mirror.destination;
+        // A source that was killed just now may still count as connected.
+        eventually("the promote goes", HANG, || {
+            let promote = destination.promote("alpha", force);
+            let too_early = !promote.status.success() && promote.stderr.contains("connected");
+            (!too_early).then(|| promote.success())
+        });
         let promoted = Instant::now();
         let moved = self.agent.wait_until_at(&self.destination(), logged);
         self.records.wait_for(RECORDS, HANG);
