@@ -14,7 +14,7 @@ use crate::harness::{
 
 const BLOCK: usize = 4096;
 /// Of the replication protocol.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const OTHER_VERSION: u16 = 4711;
 
 /// CRC-32C, bit by bit: independent of the program's own.

@@ -53,10 +53,9 @@ fn roles_are_swapped_back_and_forth_without_a_byte_in_doubt() {
     let (ours, theirs) = (mirror.plan.source.admin(), mirror.plan.destination.admin());
     let ends = [mirror.unix(), mirror.promoted()];
     let mut epoch = 1;
+    let ledger = Arc::new(Ledger::new(2, 2048, true));
     for round in 0..4_u64 {
         let (from, to) = (round as usize % 2, (round as usize + 1) % 2);
-        let ledger = Arc::new(Ledger::new(2, 2048, true));
-        // Everything is written before, so that what is read can be told from what an earlier round left.
         let load = Load::start(&ledger, &["vol0", "vol1"].map(|name| (ends[from].clone(), name.to_owned())), 2);
         load.wait_for_answers(500);
         let data = switchover(if from == 0 { &ours } else { &theirs });
@@ -67,7 +66,6 @@ fn roles_are_swapped_back_and_forth_without_a_byte_in_doubt() {
         let other = if to == 0 { &mirror.source } else { &mirror.destination };
         wait_until_in_step(other);
         assert_eq!(other.log().matches("resync:").count(), 2 * usize::from(to == 0), "{}", other.log());
-        let ledger = Arc::into_inner(ledger).expect("the writers have ended");
         ledger.settle("what the other side serves", &served(&ends[to]));
         // The side that gave up has the volume no more, only its image, to be read.
         assert!(Client::go(&ends[from], "vol0").is_err(), "the old side still serves");
