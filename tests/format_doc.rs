@@ -132,6 +132,7 @@ fn the_superblock_is_as_documented() {
         whole: true,
         promoted: false,
         alone: false,
+        unwatched: false,
         lacking_since_unix_s: 201,
         grain_bytes: 1 << 16,
         known: (0..MAX_KNOWN_MARKS as u64).map(|n| mark(2000 + n)).collect(),
@@ -155,7 +156,9 @@ fn the_superblock_is_as_documented() {
     assert_preamble(&tables, &*promoted.encode(), "NBDMDEST", 2);
     let alone = Superblock { whole: false, alone: true, ..superblock.clone() };
     assert_preamble(&tables, &*alone.encode(), "NBDMSRCE", 4);
-    for (flag, name) in [(1, "whole"), (2, "promoted"), (4, "alone")] {
+    let unwatched = Superblock { whole: false, unwatched: true, ..superblock.clone() };
+    assert_preamble(&tables, &*unwatched.encode(), "NBDMSRCE", 8);
+    for (flag, name) in [(1, "whole"), (2, "promoted"), (4, "alone"), (8, "unwatched")] {
         assert_listed(flag, name);
     }
     for (phase, said) in

@@ -42,6 +42,8 @@ const FLAG_WHOLE: u16 = 1;
 const FLAG_PROMOTED: u16 = 2;
 /// The source went on without its destination.
 const FLAG_ALONE: u16 = 4;
+/// The volumes may have been written to without a word here.
+const FLAG_UNWATCHED: u16 = 8;
 
 /// One volume as both sides know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +122,9 @@ pub struct Superblock {
     pub promoted: bool,
     /// Whether this source has answered writes without its destination, and the two aren't in step again.
     pub alone: bool,
+    /// Whether somebody may have written to the volumes past this source: no boundary of its history says what they hold,
+    /// until a destination has a whole copy.
+    pub unwatched: bool,
     /// Since when the destination may lack answered writes, in seconds since 1970; 0: it lacks none.
     pub lacking_since_unix_s: u64,
     /// Bytes of the volumes that one bit of the source's dirty bitmap stands for.
@@ -209,6 +214,7 @@ impl Superblock {
             whole: false,
             promoted: false,
             alone: false,
+            unwatched: false,
             lacking_since_unix_s: 0,
             grain_bytes: GRAIN_BYTES,
             known: Vec::new(),
@@ -271,7 +277,10 @@ impl Superblock {
         let mut block = Box::new([0; BLOCK_BYTES]);
         block[..USED].copy_from_slice(raw.as_bytes());
         let flag = |set: bool, flag: u16| if set { flag } else { 0 };
-        let flags = flag(self.whole, FLAG_WHOLE) | flag(self.promoted, FLAG_PROMOTED) | flag(self.alone, FLAG_ALONE);
+        let flags = flag(self.whole, FLAG_WHOLE)
+            | flag(self.promoted, FLAG_PROMOTED)
+            | flag(self.alone, FLAG_ALONE)
+            | flag(self.unwatched, FLAG_UNWATCHED);
         block::seal(&mut block, magic, flags);
         block
     }
@@ -343,6 +352,7 @@ impl Superblock {
             whole: flags & FLAG_WHOLE != 0,
             promoted: flags & FLAG_PROMOTED != 0,
             alone: flags & FLAG_ALONE != 0,
+            unwatched: flags & FLAG_UNWATCHED != 0,
             lacking_since_unix_s: raw.lacking_since_unix_s.get(),
             grain_bytes,
             known,

@@ -41,7 +41,7 @@ fn full(far: &FaultyDisk) -> Mirror {
 /// Time from a promote's command until a write is answered behind it.
 fn first_answer(destination: &Daemon, exports: &Endpoint) -> Duration {
     let began = Instant::now();
-    destination.promote("alpha", false).success();
+    destination.promote("alpha", true).success();
     first_write(exports);
     began.elapsed()
 }

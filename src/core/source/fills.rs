@@ -131,6 +131,7 @@ impl Source {
             }
             if whole && !self.superblock.whole {
                 self.superblock.whole = true;
+                self.superblock.unwatched = false;
                 self.whole_from = None;
                 effects.push(Effect::Resync(Resync::Whole));
             }

@@ -36,6 +36,8 @@ impl Source {
             |known: &dyn Fn(Mark) -> bool| welcome.boundaries.iter().rev().find(|mark| known(**mark)).copied();
         let common = newest_of(&|mark| self.knows(mark));
         let known = newest_of(&|mark| self.superblock.known.contains(&mark));
+        // The journal says nothing of what was written past it: it is compared, as behind a boundary long gone.
+        let (common, known) = if self.superblock.unwatched { (None, known.or(common)) } else { (common, known) };
         let newest = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
         // Only some boundaries are remembered. A destination between two of them would have to drop what it may have been
         // told to be stable on both sides, and it refuses that, rightly; so it is compared as a whole.

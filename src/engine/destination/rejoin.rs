@@ -104,6 +104,7 @@ impl Holdings {
             whole: self.is_whole(),
             promoted: false,
             alone: false,
+            unwatched: false,
             lacking_since_unix_s: 0,
             known: Vec::new(),
             ..self.superblock.clone()

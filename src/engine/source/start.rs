@@ -176,6 +176,7 @@ fn prepare(
     if recovered.end.seq > superblock.clean.seq {
         tracing::info!("recovered {} to {} from the journal", superblock.clean, recovered.end);
     }
+    superblock.unwatched |= matches!(&plan.birth, Birth::Promote(promoted) if promoted.unwatched);
     superblock.incarnation += 1;
     for _copy in 0..2 {
         superblock.generation += 1;
@@ -393,6 +394,7 @@ fn make_journal(plan: &Plan, mut journal: Disk) -> anyhow::Result<(Disk, Superbl
             clean: promoted.at(),
             known: vec![promoted.at()],
             alone: !promoted.handed_over,
+            unwatched: promoted.unwatched,
             ..first
         },
     };
