@@ -9,11 +9,13 @@ use tracing_subscriber::filter::LevelFilter;
 use super::{DaemonArgs, runtime};
 use crate::control::config::{DestinationConfig, SourceConfig};
 use crate::control::{destination as destination_daemon, source as source_daemon};
+use crate::engine::process;
 
 /// Runs a source until it is told to stop.
 pub(super) fn source(args: &DaemonArgs) -> anyhow::Result<()> {
     start_log()?;
     let config = SourceConfig::load(&args.config)?;
+    process::stay_resident();
     runtime()?.block_on(source_daemon::run(config, args.init))
 }
 
@@ -21,6 +23,7 @@ pub(super) fn source(args: &DaemonArgs) -> anyhow::Result<()> {
 pub(super) fn destination(args: &DaemonArgs) -> anyhow::Result<()> {
     start_log()?;
     let config = DestinationConfig::load(&args.config)?;
+    process::stay_resident();
     runtime()?.block_on(destination_daemon::run(config, args.init))
 }
 

@@ -5,27 +5,52 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// To administer devices.
 pub const CAP_SYS_ADMIN: u32 = 21;
 /// To lock memory without a limit.
 const CAP_IPC_LOCK: u32 = 14;
 
+/// Not yet in libc, by `linux/prctl.h`.
+const PR_SET_IO_FLUSHER: i32 = 57;
+const PR_GET_IO_FLUSHER: i32 = 58;
+
+/// Whether all memory was locked; there is one process to ask about.
+static LOCKED: AtomicBool = AtomicBool::new(false);
+
+/// How far this process is safe from waiting for the disk that it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Residence {
+    /// Nothing of it that was ever touched goes away from memory.
+    pub locked: bool,
+    /// Memory that it needs is found without writing to a disk.
+    pub io_flusher: bool,
+}
+
 /// Keeps this process in memory, and lets its allocations never wait for a block device: the device might wait for it.
 ///
 /// For whoever serves a disk that this machine itself may write to, when it is short of memory. What isn't permitted is
-/// left out, with a word in the log. What is mapped later is locked as it is touched.
+/// left out, with a word in the log. What is mapped later is locked as it is touched: stacks and pools cost what is used
+/// of them.
 ///
 /// Without a right to lock all of it, nothing is locked: each later mapping would count, and fail at the limit.
+///
+/// Threads inherit the second half of it, those of io_uring too. So call it before there is any.
 pub fn stay_resident() {
-    // Not yet in libc, by `linux/prctl.h`.
-    const PR_SET_IO_FLUSHER: i32 = 57;
     lock_memory();
-    // SAFETY: a plain flag of this process; no memory is involved.
+    // SAFETY: a plain flag of this thread; no memory is involved.
     if unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } != 0 {
         let error = io::Error::last_os_error();
-        tracing::debug!("memory for this process may wait for disks ({error}): give it CAP_SYS_RESOURCE");
+        tracing::info!("memory for this process may wait for disks ({error}): give it CAP_SYS_RESOURCE");
     }
+}
+
+/// Asks what [`stay_resident`] has come to, for this thread.
+pub fn residence() -> Residence {
+    // SAFETY: it only reads a flag of this thread.
+    let io_flusher = unsafe { libc::prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) } == 1;
+    Residence { locked: LOCKED.load(Ordering::Relaxed), io_flusher }
 }
 
 fn lock_memory() {
@@ -34,8 +59,9 @@ fn lock_memory() {
     let flags = MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | MlockAllFlags::from_bits_retain(MCL_ONFAULT);
     let unlimited = getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft == RLIM_INFINITY);
     let locked = if unlimited || has_capability(CAP_IPC_LOCK) { mlockall(flags) } else { Err(Errno::EPERM) };
+    LOCKED.store(locked.is_ok(), Ordering::Relaxed);
     if let Err(error) = locked {
-        tracing::debug!("this process may be swapped out ({error}): set LimitMEMLOCK=infinity");
+        tracing::info!("this process may be swapped out ({error}): set LimitMEMLOCK=infinity");
     }
 }
 

@@ -27,6 +27,7 @@ mod live;
 mod multi;
 mod power_cuts;
 mod promote;
+mod resident;
 mod restart;
 mod surface;
 mod swap;

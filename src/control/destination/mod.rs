@@ -157,7 +157,7 @@ impl Handler for Daemon {
                     for mirror in &self.mirrors {
                         sources.push(mirror.status().await);
                     }
-                    Ok(json!({ "role": "destination", "sources": sources }))
+                    Ok(json!({ "role": "destination", "resident": status::resident(), "sources": sources }))
                 }
                 Request::Sync => seat::sync(&self.mirror(None)?.serving().await?).await,
                 Request::Set { on_disconnect, timeout_ms } => {

@@ -6,6 +6,7 @@ pub(super) mod warrant;
 use super::admin::{Handler, Request};
 use super::metrics::{self, Render};
 use crate::engine::command::HalfStatus;
+use crate::engine::process::{self, Residence};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -19,6 +20,12 @@ pub(super) fn halves(halves: &[HalfStatus]) -> Vec<Value> {
         })
     };
     halves.iter().map(half).collect()
+}
+
+/// How far the daemon is safe from waiting for a disk that it serves itself.
+pub(super) fn resident() -> Value {
+    let Residence { locked, io_flusher } = process::residence();
+    json!({ "locked": locked, "io_flusher": io_flusher })
 }
 
 /// A moment as status shows it, in RFC 3339 and UTC: `2026-01-05T03:12:44Z`. `None` for 0, which means never, and for

@@ -3,7 +3,7 @@
 //! docs/status.md lists every field; a test keeps it complete.
 
 use super::super::config::{AdminConfig, HostPort, OnDisconnect, SourceConfig};
-use super::{halves, moment};
+use super::{halves, moment, resident};
 use crate::core::policy::{Mode, Policy};
 use crate::engine::command::{LinkState, PeerStatus, Progress, SourceStatus, Verified};
 use crate::format::nbd::identity::VolumeId;
@@ -22,7 +22,7 @@ pub(in crate::control) fn describe(config: &SourceConfig, link: &str, status: &S
         json!({ "name": volume.name, "id": id, "device": config.device, "size_bytes": volume.size_bytes })
     });
     json!({
-        "role": "source", "name": superblock.name, "state": state.word(), "reason": reason,
+        "role": "source", "resident": resident(), "name": superblock.name, "state": state.word(), "reason": reason,
         "since": moment(since_unix_ms / 1000), "since_unix_ms": since_unix_ms,
         "durability": config.durability.as_str(), "policy": policy(&status.policy), "epoch": superblock.epoch.0,
         "destination": config.destination.as_ref().map(|destination| destination.address.to_string()),
