@@ -70,6 +70,7 @@ fn assert_all_there(exports: &Endpoint, what: &str) {
 }
 
 #[test]
+#[ignore = "takes long, on a slow disk: to be run by itself"]
 fn a_full_journal_and_a_slow_image_make_nobody_wait() {
     if !fuse_or_skip() {
         return;
