@@ -49,8 +49,7 @@ pub async fn introduce(stream: &mut TcpStream, source: &Superblock) -> anyhow::R
         let (sizes, grain_bytes) = (source.sizes(), source.grain_bytes);
         let mut bytes = vec![0; dirty::stored_bytes(&sizes, grain_bytes) as usize];
         timeout(LIMIT, stream.read_exact(&mut bytes)).await.context("it says nothing more")??;
-        let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
-        let (dirty, unreadable) = Dirty::load(source.source, &sizes, grain_bytes, |block| &blocks[block as usize]);
+        let (dirty, unreadable) = Dirty::parse(source.source, &sizes, grain_bytes, &bytes);
         if unreadable > 0 {
             tracing::warn!(
                 "{unreadable} sectors of what the destination may lack can't be read: all they stand for is compared"

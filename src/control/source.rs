@@ -8,7 +8,7 @@ use super::seat::{self, Seat, Turn};
 use super::signals::Signals;
 use super::{destination, listen, metrics, notify, status};
 use crate::core::policy::Policy;
-use crate::engine::command::{Commands, LinkState, SourceCommand, SourceStatus};
+use crate::engine::command::{Commands, LinkState, SourceCommand};
 use crate::engine::destination::Folder;
 use crate::engine::disk::Disk;
 use crate::engine::source::{self as engine, Birth, Plan, Volume};
@@ -89,9 +89,7 @@ async fn serve(
     ended: &mut oneshot::Receiver<Result<(), engine::EngineError>>,
     signals: &mut Signals,
 ) -> anyhow::Result<Option<Turn>> {
-    let (ask, answer) = oneshot::channel();
-    commands.send(SourceCommand::Hello(ask))?;
-    let superblock = answer.await.context("the engine has ended")?;
+    let superblock = seat::ask(&commands, SourceCommand::Hello).await?;
     let exports = Exports::default();
     for (index, (volume, shape)) in config.volumes.iter().zip(shapes).enumerate() {
         let id = VolumeId::of(superblock.lineage, &volume.name);
@@ -170,14 +168,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn engine(&self) -> anyhow::Result<SourceStatus> {
-        let (ask, answer) = oneshot::channel();
-        self.commands.send(SourceCommand::Status(ask))?;
-        answer.await.context("the engine has ended")
-    }
-
     async fn status(&self) -> anyhow::Result<Value> {
-        let status = self.engine().await?;
+        let status = seat::ask(&self.commands, SourceCommand::Status).await?;
         Ok(status::source::describe(&self.config, &self.reason.get(), &status))
     }
 
@@ -197,7 +189,7 @@ impl Daemon {
 
     async fn rejoin(&self, discard: bool) -> anyhow::Result<Value> {
         let seat = self.seat()?;
-        seat::fenced_by(&self.engine().await?)?;
+        seat::fenced_by(&seat::ask(&self.commands, SourceCommand::Status).await?)?;
         let turn = seat.turn(&self.commands).await?;
         let (goes, answer) = seat.weigh(turn, discard).await?;
         if goes {

@@ -93,6 +93,20 @@ impl Dirty {
         }
     }
 
+    /// As [`Dirty::load`], from all of it in a row: whole blocks.
+    pub fn parse(source: Id, sizes: &[u64], grain_bytes: u32, stored: &[u8]) -> (Dirty, u32) {
+        let (blocks, _) = stored.as_chunks::<BLOCK_BYTES>();
+        Dirty::load(source, sizes, grain_bytes, |block| &blocks[block as usize])
+    }
+
+    /// Nothing is dirty, and nothing is stored that can be read: all of it is to be written.
+    pub fn unstored(source: Id, sizes: &[u64], grain_bytes: u32) -> Dirty {
+        let mut dirty = Dirty::clean(source, sizes, grain_bytes);
+        dirty.fill();
+        dirty.clear();
+        dirty
+    }
+
     /// Nothing is dirty, here and where it is stored.
     pub fn clean(source: Id, sizes: &[u64], grain_bytes: u32) -> Dirty {
         Dirty {
@@ -126,6 +140,17 @@ impl Dirty {
     pub fn mark(&mut self, volume: u16, range: Range<u64>) {
         if self.grains.insert(volume, range.clone()) {
             self.touch(volume, range);
+        }
+    }
+
+    /// All of these have changed, or may have.
+    pub fn mark_all(&mut self, grains: &Grains) {
+        for volume in 0..grains.sizes().len() as u16 {
+            let mut at = 0;
+            while let Some(run) = grains.next(volume, at) {
+                at = run.end;
+                self.mark(volume, run);
+            }
         }
     }
 

@@ -29,6 +29,11 @@ pub enum Step {
     Done,
 }
 
+/// The volumes of a [`Step::Sync`].
+pub fn volumes(bits: u32) -> impl Iterator<Item = u16> {
+    (0..32).filter(move |volume| bits & (1 << volume) != 0)
+}
+
 /// Progress of one flush or apply.
 #[derive(Debug, Default)]
 pub struct Flusher {

@@ -4,7 +4,7 @@
 //! that calls it applied is durable, and a later fill is never applied before.
 
 use super::super::Place;
-use super::super::flush::{FlushOp, Step};
+use super::super::flush::{self, FlushOp, Step};
 use super::{Destination, Effect, State};
 use crate::canary::{Bug, sings};
 use crate::format::superblock::Phase;
@@ -38,7 +38,7 @@ impl Destination {
         if direct && half.fill == fill && half.state == State::Sealed && !half.retiring {
             match half.flusher.step(&half.index) {
                 Step::Sync(volumes) => {
-                    effects.extend((0..32).filter(|volume| volumes & (1 << volume) != 0).map(Effect::SyncImage));
+                    effects.extend(flush::volumes(volumes).map(Effect::SyncImage));
                 }
                 Step::Done => {
                     half.retiring = true;

@@ -7,7 +7,7 @@
 //! Where a staging log took no more and the plan says best effort, a resync that isn't whole is drained the same way.
 
 use super::super::Place;
-use super::super::flush::{FlushOp, Flusher, Step};
+use super::super::flush::{self, FlushOp, Flusher, Step};
 use super::super::index::Index;
 use super::super::recovery::staged::{Entry, Piece, StagingDamage, Walk};
 use super::{Destination, Effect, State};
@@ -82,7 +82,7 @@ impl Destination {
             Some(Segment::Reading) => {}
             Some(Segment::Writing(writing)) => match writing.flusher.step(&writing.index) {
                 Step::Sync(volumes) => {
-                    effects.extend((0..32).filter(|volume| volumes & (1 << volume) != 0).map(Effect::SyncDrained));
+                    effects.extend(flush::volumes(volumes).map(Effect::SyncDrained));
                 }
                 Step::Done => {
                     let staging = &mut self.superblock.staging;

@@ -5,7 +5,7 @@
 //! what it doesn't must be there. Alone, the dirty bitmap takes the place of the destination: what the fill changed is
 //! marked there, durably, before the superblock calls it clean.
 
-use super::super::flush::{FlushOp, Step};
+use super::super::flush::{self, FlushOp, Step};
 use super::super::half::State;
 use super::super::{Durability, Place};
 use super::{Effect, Resync, Source};
@@ -60,9 +60,7 @@ impl Source {
             // Pulled to the end and complete: the devices' caches are next.
             if half.state == State::Flushing && durable {
                 match half.flusher.step(&half.index) {
-                    Step::Sync(volumes) => {
-                        effects.extend((0..32).filter(|volume| volumes & (1 << volume) != 0).map(Effect::SyncVolume))
-                    }
+                    Step::Sync(volumes) => effects.extend(flush::volumes(volumes).map(Effect::SyncVolume)),
                     Step::Done => {
                         half.state = State::Flushed;
                         half.index = super::super::index::Index::new(self.superblock.volumes.len());

@@ -8,7 +8,7 @@
 //! in that fill still.
 
 use super::super::Place;
-use super::super::flush::Step;
+use super::super::flush::{self, Step};
 use super::super::half::{Entry, Frame, Half, State};
 use super::super::recovery::Recovered;
 use super::{Effect, FrameId, Source};
@@ -56,7 +56,7 @@ impl Source {
         while let Some(half) = self.inherited.front_mut() {
             match half.flusher.step(&half.index) {
                 Step::Sync(volumes) => {
-                    effects.extend((0..32).filter(|volume| volumes & (1 << volume) != 0).map(Effect::SyncVolume));
+                    effects.extend(flush::volumes(volumes).map(Effect::SyncVolume));
                     return;
                 }
                 Step::Writing | Step::Syncing => return,

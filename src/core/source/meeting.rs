@@ -70,7 +70,8 @@ impl Source {
             self.hand_over_refused();
         }
         if matches!(action, Action::ResumeCopy | Action::Resync) && !welcome.whole {
-            self.mark_lacks(lacks);
+            // Before anything is told to it; a restart waits until the marks are stored.
+            lacks.into_iter().for_each(|lacks| self.dirty.mark_all(lacks));
         }
         let close = match action {
             Action::StayFenced => return self.handle_fenced(epoch, effects),
@@ -108,18 +109,6 @@ impl Source {
             ),
         };
         effects.push(Effect::ClosePeer(close));
-    }
-
-    /// Before anything is told to it; a restart waits until the marks are stored.
-    fn mark_lacks(&mut self, lacks: Option<&Grains>) {
-        let Some(lacks) = lacks else { return };
-        for volume in 0..self.superblock.volumes.len() as u16 {
-            let mut at = 0;
-            while let Some(run) = lacks.next(volume, at) {
-                at = run.end;
-                self.dirty.mark(volume, run);
-            }
-        }
     }
 
     /// What a destination applied, against what it was told to.

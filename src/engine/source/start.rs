@@ -419,11 +419,9 @@ pub fn journal_bytes(half_bytes: u64, sizes: &[u64], grain_bytes: u32) -> u64 {
 
 /// Writes a dirty bitmap in which everything is marked, or nothing.
 fn store_map(journal: &Disk, superblock: &Superblock, all: bool) -> anyhow::Result<()> {
-    let mut dirty = Dirty::clean(superblock.source, &superblock.sizes(), superblock.grain_bytes);
-    // Each sector has to be written once: one that can't be read counts as all dirty.
-    dirty.fill();
-    if !all {
-        dirty.clear();
+    let mut dirty = Dirty::unstored(superblock.source, &superblock.sizes(), superblock.grain_bytes);
+    if all {
+        dirty.fill();
     }
     let mut bytes = Vec::new();
     while let Some(at) = dirty.next_write(&mut bytes) {
@@ -440,9 +438,7 @@ fn load_map(journal: &Disk, superblock: &Superblock) -> anyhow::Result<Dirty> {
     journal.load(&memory, Place(0), map_offset(superblock.half_bytes), bytes)?;
     // SAFETY: the mapping is new, and nobody else knows it.
     let stored = unsafe { memory.bytes(Place(0), bytes as usize) };
-    let (blocks, _) = stored.as_chunks::<BLOCK_BYTES>();
-    let (dirty, unreadable) =
-        Dirty::load(superblock.source, &sizes, superblock.grain_bytes, |block| &blocks[block as usize]);
+    let (dirty, unreadable) = Dirty::parse(superblock.source, &sizes, superblock.grain_bytes, stored);
     if unreadable > 0 {
         tracing::warn!(
             "journal {}: {unreadable} sectors of its dirty bitmap can't be read; what they stand for counts as dirty, and is \
