@@ -97,8 +97,9 @@ impl Seat {
 
     /// Shows what a rejoin would discard, and whether it goes ahead: where that is nothing, or `discard` was given.
     pub async fn weigh(&self, turn: Turn, discard: bool) -> anyhow::Result<(bool, Value)> {
-        let journal = self.journal.clone();
-        let holdings = tokio::task::spawn_blocking(move || Holdings::of(&journal, turn.epoch, turn.fork)).await??;
+        let (journal, folder) = (self.journal.clone(), self.folder.clone());
+        let look = move || Holdings::of(&journal, &folder, turn.epoch, turn.fork);
+        let holdings = tokio::task::spawn_blocking(look).await??;
         let mut answer = describe(&holdings, turn);
         let goes = discard || holdings.divergence.own.is_empty();
         answer["rejoins"] = goes.into();
@@ -113,7 +114,7 @@ impl Seat {
             for (name, path) in &seat.volumes {
                 images.push(Image { name: name.clone(), disk: open_whole("image", path)? });
             }
-            let holdings = Holdings::of(&seat.journal, turn.epoch, turn.fork)?;
+            let holdings = Holdings::of(&seat.journal, &seat.folder, turn.epoch, turn.fork)?;
             let disks: Vec<_> = images.iter().map(|image| &image.disk).collect();
             let (folder, kept) = holdings.rejoin(&seat.folder, &disks)?;
             tracing::info!(

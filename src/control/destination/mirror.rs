@@ -344,7 +344,7 @@ impl Mirror {
         let ours = answer.await.context("the engine has ended")?.superblock;
         if ours.whole {
             rejoin::forget_lacks(&self.folder)?;
-        } else if ours.source == hello.source && ours.volumes == hello.volumes {
+        } else if ours.staging.phase == Phase::Direct && ours.source == hello.source && ours.volumes == hello.volumes {
             handshake::tell_lacks(stream, &map).await?;
         }
         Ok(())

@@ -8,11 +8,10 @@ impl Engine {
     pub(super) fn promote(&mut self, force: bool, done: Waiting) {
         let warrant = Box::new(self.warrant());
         let under_way = Some("a promote is under way already".to_owned());
-        let refusal = match self.promote {
-            Some(_) => under_way,
-            None if self.handed_over => under_way,
-            None if force => None,
-            None => warrant.refusal.clone(),
+        let refusal = match (self.promotes(), force) {
+            (true, _) => under_way,
+            (false, true) => None,
+            (false, false) => warrant.refusal.clone(),
         };
         match refusal {
             Some(reason) => drop(done.send(Promoted { warrant, outcome: Err(reason) })),
@@ -23,6 +22,11 @@ impl Engine {
                 self.promote = Some((done, warrant));
             }
         }
+    }
+
+    /// Whether a promote was asked for: by an operator, or by a source that hands over.
+    pub(super) fn promotes(&self) -> bool {
+        self.promote.is_some() || self.handed_over
     }
 
     /// What a promote would serve while a resync goes on, in words.
@@ -47,7 +51,7 @@ impl Engine {
 
     /// A promote begins when nothing of the connection is under way any more; until then nothing new is acknowledged.
     pub(super) fn begin_promote(&mut self) {
-        if (self.promote.is_none() && !self.handed_over) || self.promote_begun {
+        if !self.promotes() || self.promote_begun {
             return;
         }
         self.fence_peer();

@@ -109,7 +109,7 @@ impl Engine {
             self.peer = None;
         }
         let Some((_, hello, address)) = &self.next_peer else { return };
-        if self.promote.is_some() && !self.promote_begun {
+        if self.promotes() && !self.promote_begun {
             // It is answered when the epoch is raised: fenced.
             return;
         }

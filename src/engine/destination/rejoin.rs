@@ -37,6 +37,8 @@ pub struct Holdings {
     superblock: Superblock,
     recovered: Recovered,
     halves: Memory,
+    /// Whether fills that an earlier promote left unapplied may not be on the volumes yet.
+    inherits: bool,
     /// What differs from what was promoted, as far as that is known.
     pub divergence: Divergence,
     fork: Fork,
@@ -46,7 +48,8 @@ pub struct Holdings {
 impl Holdings {
     /// Looks into the journal of a source that was fenced by `epoch`, which began at `fork`. Changes nothing, and takes no
     /// lock: a fenced source doesn't write any more.
-    pub fn of(journal: &Path, epoch: Epoch, fork: Fork) -> anyhow::Result<Holdings> {
+    /// `folder` is that of the destination that it is to be, and may have been once.
+    pub fn of(journal: &Path, folder: &Path, epoch: Epoch, fork: Fork) -> anyhow::Result<Holdings> {
         let read = || -> anyhow::Result<Holdings> {
             let file = File::open(journal)?;
             let mut copies = [[0; BLOCK_BYTES]; 2];
@@ -61,20 +64,23 @@ impl Holdings {
             let sizes = superblock.sizes();
             let mut map = vec![0; dirty::stored_bytes(&sizes, superblock.grain_bytes) as usize];
             file.read_exact_at(&mut map, map_offset(superblock.half_bytes))?;
-            let (blocks, _) = map.as_chunks::<BLOCK_BYTES>();
-            let (dirty, _) =
-                Dirty::load(superblock.source, &sizes, superblock.grain_bytes, |block| &blocks[block as usize]);
+            let (dirty, _) = Dirty::parse(superblock.source, &sizes, superblock.grain_bytes, &map);
             let parts = parts(&halves, half_bytes);
             let recovered = recovery::recover_source(&parts, superblock.source, superblock.clean)?;
-            let divergence = Divergence::of(&superblock, &dirty, &recovered, &parts, fork.at);
-            Ok(Holdings { superblock, recovered, divergence, halves, fork, epoch })
+            let mut divergence = Divergence::of(&superblock, &dirty, &recovered, &parts, fork.at);
+            let inherits = Folder::left_unapplied(folder)? == Some(superblock.clean);
+            if inherits {
+                // The journal doesn't know of them; the volumes don't have them.
+                divergence.lacks = Grains::all(&sizes, superblock.grain_bytes);
+            }
+            Ok(Holdings { superblock, recovered, divergence, inherits, halves, fork, epoch })
         };
         read().with_context(|| format!("journal {}", journal.display()))
     }
 
     /// Whether the volumes, with what is in the journal, are what was promoted.
     pub fn is_whole(&self) -> bool {
-        self.divergence.reach == Reach::Exact && self.divergence.own.is_empty()
+        self.divergence.reach == Reach::Exact && self.divergence.own.is_empty() && !self.inherits
     }
 
     /// The volumes' names, in order.
@@ -90,6 +96,7 @@ impl Holdings {
         let kept = self.keep(folder, volumes)?;
         if self.is_whole() {
             self.flush(volumes)?;
+            forget_lacks(folder)?;
         } else {
             self.store_lacks(folder)?;
         }
@@ -180,17 +187,8 @@ impl Holdings {
     }
 
     fn store_lacks(&self, folder: &Path) -> anyhow::Result<()> {
-        let lacks = &self.divergence.lacks;
-        let mut map = Dirty::clean(self.fork.source, &self.superblock.sizes(), self.superblock.grain_bytes);
-        map.fill();
-        map.clear();
-        for volume in 0..self.superblock.volumes.len() as u16 {
-            let mut at = 0;
-            while let Some(run) = lacks.next(volume, at) {
-                at = run.end;
-                map.mark(volume, run);
-            }
-        }
+        let mut map = Dirty::unstored(self.fork.source, &self.superblock.sizes(), self.superblock.grain_bytes);
+        map.mark_all(&self.divergence.lacks);
         let path = lacks_path(folder);
         let mut write = || {
             let file = File::create(&path)?;
@@ -231,5 +229,59 @@ pub fn forget_lacks(folder: &Path) -> anyhow::Result<()> {
     match std::fs::remove_file(lacks_path(folder)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::ids::{Digest, Fill, Id, Mark, Seq};
+    use crate::format::superblock::Volume;
+    use crate::limits::MAX_FRAME_BYTES;
+
+    const AT: Mark = Mark { fill: Fill(3), seq: Seq(30), digest: Digest(300) };
+
+    /// A fenced source's journal that is clean at `AT`, and a folder whose state is this one.
+    fn places(state: Option<&Superblock>) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = dir.path().join("journal");
+        let superblock = superblock(Role::Source);
+        let bytes =
+            map_offset(superblock.half_bytes) + dirty::stored_bytes(&superblock.sizes(), superblock.grain_bytes);
+        let file = File::create(&journal).unwrap();
+        file.set_len(bytes).unwrap();
+        file.write_all_at(&*superblock.encode(), superblock.copy_offset()).unwrap();
+        if let Some(state) = state {
+            let file = File::create(dir.path().join("state")).unwrap();
+            file.set_len(2 * BLOCK_BYTES as u64).unwrap();
+            file.write_all_at(&*state.encode(), state.copy_offset()).unwrap();
+        }
+        (dir, journal)
+    }
+
+    fn superblock(role: Role) -> Superblock {
+        let volume = Volume { name: "vol0".into(), size_bytes: 1 << 20, block_bytes: 512 };
+        let first = Superblock::first(role, Id([1; 16]), "alpha", MAX_FRAME_BYTES as u64, Epoch(2), vec![volume]);
+        Superblock { clean: AT, whole: true, ..first }
+    }
+
+    fn holdings(state: Option<&Superblock>) -> Holdings {
+        let (dir, journal) = places(state);
+        Holdings::of(&journal, dir.path(), Epoch(3), Fork { at: AT, source: Id([2; 16]) }).unwrap()
+    }
+
+    #[test]
+    fn a_source_of_a_promote_is_whole_only_when_all_that_was_promoted_is_on_the_volumes() {
+        assert!(holdings(None).is_whole(), "no promote came before");
+        let before = Mark { fill: Fill(2), seq: Seq(20), digest: Digest(200) };
+        let promoted = |clean| Superblock { clean, promoted: true, known: vec![AT], ..superblock(Role::Destination) };
+        assert!(holdings(Some(&promoted(AT))).is_whole(), "nothing was left unapplied");
+        let unapplied = holdings(Some(&promoted(before)));
+        assert!(!unapplied.is_whole(), "fills that were promoted may not be on the volumes");
+        assert_eq!(unapplied.divergence.lacks.bytes(), 1 << 20, "all is compared");
+        let elsewhere = Superblock { known: vec![before], ..promoted(Mark::default()) };
+        assert!(holdings(Some(&elsewhere)).is_whole(), "its own fills were flushed, and so those before them");
+        let receiving = Superblock { promoted: false, ..promoted(before) };
+        assert!(holdings(Some(&receiving)).is_whole(), "nothing was promoted here");
     }
 }

@@ -21,10 +21,12 @@ use crate::core::recovery::copies::{Init, Reading};
 use crate::core::recovery::destination_start::{Action, Found, Promoted};
 use crate::core::recovery::staged::{Bytes, Scan};
 use crate::core::recovery::{self, Halves as _};
+use crate::format::ids::Mark;
 use crate::format::superblock::{Phase, Role, Superblock, encode_claim};
 use crate::limits::{BLOCK_BYTES, MAX_COPY_WINDOWS};
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
@@ -135,6 +137,23 @@ impl Folder {
             state.store_block(&version.encode(), version.copy_offset())?;
         }
         Ok(Folder { path: path.to_owned(), state, superblock })
+    }
+
+    /// Where a promote of what this folder holds went on, if it left fills that weren't on the images: they are there only once
+    /// something behind that boundary is clean. Changes nothing, and takes no lock.
+    pub fn left_unapplied(path: &Path) -> anyhow::Result<Option<Mark>> {
+        let file = path.join("state");
+        let mut copies = [[0; BLOCK_BYTES]; 2];
+        let read = std::fs::File::open(&file).and_then(|state| {
+            copies.iter_mut().zip([0, BLOCK_BYTES as u64]).try_for_each(|(copy, at)| state.read_exact_at(copy, at))
+        });
+        match read {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.with_context(|| format!("{} can't be read", file.display()))?,
+        }
+        // A claim, or something else: nothing of it was promoted.
+        let Ok(state) = Superblock::newest(Role::Destination, [&copies[0], &copies[1]]) else { return Ok(None) };
+        Ok(state.known.last().copied().filter(|at| state.promoted && state.clean != *at))
     }
 
     /// Makes the folder of a source that was fenced, in this state, or takes the one that it was promoted from. What is in its
