@@ -2,18 +2,26 @@
 //! that a start needs.
 
 use super::memory::Memory;
+use super::ring::Target;
 use crate::core::Place;
 use crate::format::block::Block;
 use crate::limits::BLOCK_BYTES;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::{
+    AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, FUSE_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, fstatfs,
+};
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// Not yet in nix, by `linux/magic.h`.
+const CEPH: FsType = FsType(0x00c3_6400);
+const CIFS: FsType = FsType(0xff53_4d42);
 
 /// What went wrong with a file or device: what it is for, where it is, the cause, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +48,8 @@ pub struct Disk {
     pub can_punch: bool,
     /// Whether a range can be zeroed without writing it; found out by trying.
     pub can_zero: bool,
+    /// Whether the kernel may wait for it while an operation is submitted.
+    may_block: bool,
 }
 
 impl Disk {
@@ -86,6 +96,7 @@ impl Disk {
             is_device,
             can_punch: true,
             can_zero: true,
+            may_block: false,
         };
         disk.measure().map_err(|error| disk.error(&error))?;
         Ok(disk)
@@ -111,6 +122,11 @@ impl Disk {
                 .iter()
                 .find_map(|queue| std::fs::read_to_string(format!("{folder}/{queue}/write_zeroes_max_bytes")).ok());
             self.can_punch = limit.is_some_and(|limit| limit.trim() != "0");
+        } else {
+            // What is far away takes asynchronous operations, and waits for them nevertheless.
+            let far =
+                [FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, CEPH, CIFS];
+            self.may_block = far.contains(&fstatfs(&*self.file)?.filesystem_type());
         }
         let path = CString::new(self.path.as_os_str().as_bytes())?;
         // SAFETY: statx writes into a zeroed struct of its own type; all-zero is a valid value of it.
@@ -137,8 +153,8 @@ impl Disk {
     }
 
     /// For the ring; valid as long as the disk lives.
-    pub fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+    pub fn target(&self) -> Target {
+        Target { fd: self.file.as_raw_fd(), may_block: self.may_block }
     }
 
     /// Its path.

@@ -6,7 +6,8 @@
 
 use super::memory::Memory;
 use crate::core::Place;
-use io_uring::{IoUring, opcode, squeue::Entry, types};
+use io_uring::squeue::{Entry, Flags};
+use io_uring::{IoUring, opcode, types};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
@@ -59,6 +60,23 @@ fn build(entries: u32) -> Result<IoUring, RingError> {
     })
 }
 
+/// A file, as operations on it are given to the kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Its descriptor.
+    pub fd: RawFd,
+    /// Whether the kernel may carry an operation out while it is submitted, however long that takes. It is told then to
+    /// use one of its own threads.
+    pub may_block: bool,
+}
+
+impl Target {
+    /// One that nobody ever waits for.
+    fn prompt(fd: RawFd) -> Target {
+        Target { fd, may_block: false }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Receive,
@@ -73,7 +91,7 @@ enum Kind {
 struct Slot<T> {
     token: Option<T>,
     kind: Kind,
-    fd: RawFd,
+    target: Target,
     pieces: Vec<libc::iovec>,
     /// Pieces before this one are done with.
     at: usize,
@@ -106,48 +124,48 @@ impl<T: Copy> Ring<T> {
 
     /// Receives into the pieces, in order; completes with the bytes of one receive (0: end of stream).
     pub fn receive(&mut self, token: T, fd: RawFd, pieces: &[(Place, u64)]) {
-        self.start(token, Kind::Receive, fd, pieces);
+        self.start(token, Kind::Receive, Target::prompt(fd), pieces);
     }
 
     /// Sends all of the pieces.
     pub fn send(&mut self, token: T, fd: RawFd, pieces: &[(Place, u64)]) {
-        self.start(token, Kind::Send, fd, pieces);
+        self.start(token, Kind::Send, Target::prompt(fd), pieces);
     }
 
     /// Writes all of the pieces from `offset` on; `stable`: completes when they are on stable storage.
-    pub fn write(&mut self, token: T, fd: RawFd, offset: u64, pieces: &[(Place, u64)], stable: bool) {
-        self.start(token, Kind::Write { offset, stable }, fd, pieces);
+    pub fn write(&mut self, token: T, file: Target, offset: u64, pieces: &[(Place, u64)], stable: bool) {
+        self.start(token, Kind::Write { offset, stable }, file, pieces);
     }
 
     /// Fills all of the pieces from `offset` on.
-    pub fn read(&mut self, token: T, fd: RawFd, offset: u64, pieces: &[(Place, u64)]) {
-        self.start(token, Kind::Read { offset }, fd, pieces);
+    pub fn read(&mut self, token: T, file: Target, offset: u64, pieces: &[(Place, u64)]) {
+        self.start(token, Kind::Read { offset }, file, pieces);
     }
 
     /// Makes everything written to the file stable.
-    pub fn sync(&mut self, token: T, fd: RawFd) {
-        self.start(token, Kind::Sync, fd, &[]);
+    pub fn sync(&mut self, token: T, file: Target) {
+        self.start(token, Kind::Sync, file, &[]);
     }
 
     /// `fallocate` with this mode.
-    pub fn allocate(&mut self, token: T, fd: RawFd, mode: i32, offset: u64, length: u64) {
-        self.start(token, Kind::Allocate { mode, offset, length }, fd, &[]);
+    pub fn allocate(&mut self, token: T, file: Target, mode: i32, offset: u64, length: u64) {
+        self.start(token, Kind::Allocate { mode, offset, length }, file, &[]);
     }
 
     /// Completes once when the eventfd was written to.
     pub fn wake_on(&mut self, token: T, fd: RawFd) {
-        self.start(token, Kind::Wake, fd, &[]);
+        self.start(token, Kind::Wake, Target::prompt(fd), &[]);
         self.under_way -= 1;
     }
 
-    fn start(&mut self, token: T, kind: Kind, fd: RawFd, pieces: &[(Place, u64)]) {
+    fn start(&mut self, token: T, kind: Kind, target: Target, pieces: &[(Place, u64)]) {
         let index = self.free.pop().unwrap_or_else(|| {
             // SAFETY: an all-zero msghdr is a valid one: no name, no pieces, no control data.
             let header = Box::new(unsafe { std::mem::zeroed::<libc::msghdr>() });
             self.slots.push(Slot {
                 token: None,
                 kind,
-                fd,
+                target,
                 pieces: Vec::new(),
                 at: 0,
                 header,
@@ -157,7 +175,7 @@ impl<T: Copy> Ring<T> {
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
-        (slot.token, slot.kind, slot.fd, slot.at, slot.done) = (Some(token), kind, fd, 0, 0);
+        (slot.token, slot.kind, slot.target, slot.at, slot.done) = (Some(token), kind, target, 0, 0);
         slot.pieces.clear();
         for (place, bytes) in pieces {
             let iov_base = self.memory.address(*place, *bytes as usize).cast();
@@ -170,7 +188,7 @@ impl<T: Copy> Ring<T> {
     /// Queues what is left of a slot's operation.
     fn submit(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
-        let fd = types::Fd(slot.fd);
+        let fd = types::Fd(slot.target.fd);
         let left = &mut slot.pieces[slot.at..];
         let (first, count) = (left.as_mut_ptr(), left.len() as u32);
         let single =
@@ -207,7 +225,8 @@ impl<T: Copy> Ring<T> {
             }
             (Kind::Wake, _) => opcode::Read::new(fd, (&raw mut *slot.counter).cast(), 8).build(),
         };
-        self.backlog.push_back(entry.user_data(index.into()));
+        let flags = if slot.target.may_block { Flags::ASYNC } else { Flags::empty() };
+        self.backlog.push_back(entry.flags(flags).user_data(index.into()));
     }
 
     /// Moves the backlog into the submission queue as far as it has room.

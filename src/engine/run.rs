@@ -18,7 +18,7 @@ pub fn start<T: Copy>(
     zeroed: fn(Zeroing) -> T,
 ) {
     match op.run.action {
-        Action::Write => ring.write(written, disk.fd(), op.run.offset, pieces, false),
+        Action::Write => ring.write(written, disk.target(), op.run.offset, pieces, false),
         Action::Zero { no_hole } => {
             let zeroing = Zeroing { volume: op.volume, offset: op.run.offset, length: op.run.length, no_hole };
             zeroing.start(ring, zeroed, disk, zeros);

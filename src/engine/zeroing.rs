@@ -28,7 +28,13 @@ impl Zeroing {
         if disk.can_zero {
             let punch = disk.can_punch && !self.no_hole;
             let mode = if punch { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
-            return ring.allocate(token(self), disk.fd(), mode | libc::FALLOC_FL_KEEP_SIZE, self.offset, self.length);
+            return ring.allocate(
+                token(self),
+                disk.target(),
+                mode | libc::FALLOC_FL_KEEP_SIZE,
+                self.offset,
+                self.length,
+            );
         }
         let chunk = CHUNK_BYTES as u64;
         let bytes = self.length.min(CHUNKS * chunk);
@@ -36,7 +42,7 @@ impl Zeroing {
         if !bytes.is_multiple_of(chunk) {
             pieces.push((zeros, bytes % chunk));
         }
-        ring.write(token(self), disk.fd(), self.offset, &pieces, false);
+        ring.write(token(self), disk.target(), self.offset, &pieces, false);
     }
 
     /// What is left to be started after a completion; `None`: it is done.

@@ -26,6 +26,9 @@ fn full(far: &FaultyDisk) -> Mirror {
     plan.source.max_age = "1h".to_owned();
     plan.destination.sources[0].1[0].1 = far.path().join("vol0.image");
     create_file(plan.image(0), VOLUME);
+    // Whose blocks are larger than an ordinary file's, and an image's mustn't be larger than the volume's.
+    plan.source.volumes[0].1 = far.path().join("vol0.volume");
+    create_file(&plan.source.volumes[0].1, VOLUME);
     let mut mirror = plan.start();
     mirror.source.wait_for_first_copy();
     mirror.source.sync();

@@ -10,7 +10,8 @@ shift 3
 disk=/run/disk
 modprobe virtio_blk
 modprobe loop
-modprobe nbd max_part=0
+# Each test takes devices of its own.
+modprobe nbd max_part=0 nbds_max=64
 [ -e /dev/vda ] || sleep 1
 mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 /dev/vda
 mkdir -p "$disk"

@@ -190,8 +190,8 @@ impl Engine {
                     if segment.found == Found::Device {
                         ranges.push(segment.offset..segment.offset + segment.length);
                         request.outstanding += 1;
-                        let fd = self.images[usize::from(volume)].disk.fd();
-                        self.ring.read(Token::LiveRead(ticket), fd, segment.offset, &pieces);
+                        let file = self.images[usize::from(volume)].disk.target();
+                        self.ring.read(Token::LiveRead(ticket), file, segment.offset, &pieces);
                     }
                 }
                 self.pieces = pieces;

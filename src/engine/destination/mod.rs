@@ -228,8 +228,8 @@ impl Engine {
         }
         while let Some(op) = self.core.next_store() {
             let place = Place(receive::half_place(self.core.superblock().half_bytes, op.half).0 + op.start);
-            let fd = self.files[op.half].fd();
-            self.ring.write(Token::Store(op), fd, op.start, &[(place, op.end - op.start)], op.stable);
+            let file = self.files[op.half].target();
+            self.ring.write(Token::Store(op), file, op.start, &[(place, op.end - op.start)], op.stable);
         }
         self.pump_apply();
         self.pump_append();
@@ -242,27 +242,27 @@ impl Engine {
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::Report(report) => self.report(report),
-            Effect::SyncFile(half) => self.ring.sync(Token::FileSync(half), self.files[half].fd()),
+            Effect::SyncFile(half) => self.ring.sync(Token::FileSync(half), self.files[half].target()),
             Effect::WriteState(block, offset) => {
                 let place = receive::state_place(self.core.superblock().half_bytes);
                 // SAFETY: this block of the mapping is only used for the state, of which one is under way at most.
                 unsafe { self.memory.bytes_mut(place, BLOCK_BYTES) }.copy_from_slice(&*block);
-                self.ring.write(Token::State, self.state.fd(), offset, &[(place, BLOCK_BYTES as u64)], true);
+                self.ring.write(Token::State, self.state.target(), offset, &[(place, BLOCK_BYTES as u64)], true);
             }
             Effect::Erase(half, position) => {
                 let zeros = receive::zeros_place(self.core.superblock().half_bytes);
-                let fd = self.files[half].fd();
-                self.ring.write(Token::Erase(half), fd, position, &[(zeros, BLOCK_BYTES as u64)], true);
+                let file = self.files[half].target();
+                self.ring.write(Token::Erase(half), file, position, &[(zeros, BLOCK_BYTES as u64)], true);
             }
             Effect::SyncImage(volume) => {
-                self.ring.sync(Token::ImageSync(volume), self.images[usize::from(volume)].disk.fd());
+                self.ring.sync(Token::ImageSync(volume), self.images[usize::from(volume)].disk.target());
             }
             Effect::Applied(mark) => tracing::debug!("applied {mark}"),
-            Effect::SyncStaging => self.ring.sync(Token::StagingSync, self.staging.fd()),
+            Effect::SyncStaging => self.ring.sync(Token::StagingSync, self.staging.target()),
             Effect::StageRestart(block, at) => self.stage_restart(&block, at),
             Effect::FreeStaging(range) => self.free_staging(range),
             Effect::SyncDrained(volume) => {
-                self.ring.sync(Token::DrainSync(volume), self.images[usize::from(volume)].disk.fd());
+                self.ring.sync(Token::DrainSync(volume), self.images[usize::from(volume)].disk.target());
             }
             Effect::TakeOver => {
                 tracing::info!("source {}: it hands over", self.core.superblock().name);

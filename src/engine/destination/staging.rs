@@ -86,13 +86,13 @@ impl Engine {
         let place = restart_place(self.core.superblock().half_bytes);
         // SAFETY: this block of the mapping is only used for a restart, of which one is under way at most.
         unsafe { self.memory.bytes_mut(place, BLOCK_BYTES) }.copy_from_slice(block);
-        self.ring.write(Token::StageRestart, self.staging.fd(), at, &[(place, BLOCK_BYTES as u64)], true);
+        self.ring.write(Token::StageRestart, self.staging.target(), at, &[(place, BLOCK_BYTES as u64)], true);
     }
 
     pub(super) fn free_staging(&mut self, range: Range<u64>) {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let length = range.end - range.start;
-        self.ring.allocate(Token::FreeStaging, self.staging.fd(), mode, range.start, length);
+        self.ring.allocate(Token::FreeStaging, self.staging.target(), mode, range.start, length);
     }
 
     pub(super) fn pump_append(&mut self) {
@@ -101,7 +101,7 @@ impl Engine {
             && let Some(op) = self.core.next_append()
         {
             let place = Place(half_place(half_bytes, op.half).0 + op.start);
-            self.ring.write(Token::Append, self.staging.fd(), op.at, &[(place, op.end - op.start)], false);
+            self.ring.write(Token::Append, self.staging.target(), op.at, &[(place, op.end - op.start)], false);
         }
     }
 
@@ -110,7 +110,7 @@ impl Engine {
         if let Some(range) = self.core.next_segment() {
             let bytes = range.end - range.start;
             let place = drain_place(half_bytes);
-            self.ring.read(Token::Segment(range.start, bytes), self.staging.fd(), range.start, &[(place, bytes)]);
+            self.ring.read(Token::Segment(range.start, bytes), self.staging.target(), range.start, &[(place, bytes)]);
         }
         let depth = if self.core.drain_is_late() { APPLY_DEPTH.1 } else { APPLY_DEPTH.0 };
         let mut pieces = std::mem::take(&mut self.pieces);

@@ -40,7 +40,12 @@ impl Engine {
                     Found::Zeros => unsafe { self.memory.bytes_mut(place, segment.length as usize) }.fill(0),
                     Found::Device => {
                         reads += 1;
-                        self.ring.read(Token::SumRead(number), disk.fd(), segment.offset, &[(place, segment.length)]);
+                        self.ring.read(
+                            Token::SumRead(number),
+                            disk.target(),
+                            segment.offset,
+                            &[(place, segment.length)],
+                        );
                     }
                 }
             }

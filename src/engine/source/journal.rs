@@ -13,7 +13,7 @@ impl Engine {
         if let Some(frame) = self.core.frame_pieces(id, &mut pieces) {
             let offset = journal_offset(self.half_bytes, id.fill.half(), frame.position);
             let stable = self.durability == Durability::Always;
-            self.ring.write(Token::Frame(id), self.journal.fd(), offset, &pieces, stable);
+            self.ring.write(Token::Frame(id), self.journal.target(), offset, &pieces, stable);
         }
         self.pieces = pieces;
     }
@@ -24,7 +24,7 @@ impl Engine {
         // SAFETY: this part of the mapping is only used for the dirty bitmap, and no write of it is under way.
         unsafe { self.memory.bytes_mut(place, bytes.len()) }.copy_from_slice(bytes);
         let at = map_offset(self.half_bytes) + offset;
-        self.ring.write(Token::Map, self.journal.fd(), at, &[(place, bytes.len() as u64)], true);
+        self.ring.write(Token::Map, self.journal.target(), at, &[(place, bytes.len() as u64)], true);
     }
 
     /// The core has one superblock under way at most, so one place in memory is enough.
@@ -32,6 +32,6 @@ impl Engine {
         let place = self.superblock_memory;
         // SAFETY: this block of the mapping is only used for superblocks, and none is under way.
         unsafe { self.memory.bytes_mut(place, BLOCK_BYTES) }.copy_from_slice(block);
-        self.ring.write(Token::Superblock, self.journal.fd(), offset, &[(place, BLOCK_BYTES as u64)], true);
+        self.ring.write(Token::Superblock, self.journal.target(), offset, &[(place, BLOCK_BYTES as u64)], true);
     }
 }

@@ -273,7 +273,7 @@ impl Engine {
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::WriteFrame(id) => self.write_frame(id),
-            Effect::SyncJournal => self.ring.sync(Token::JournalSync, self.journal.fd()),
+            Effect::SyncJournal => self.ring.sync(Token::JournalSync, self.journal.target()),
             Effect::Answer(ticket) => self.part_answered(ticket),
             Effect::WriteSuperblock(block, offset) => self.write_superblock(&block, offset),
             Effect::WriteMap(bytes, offset) => self.write_map(&bytes, offset),
@@ -285,7 +285,7 @@ impl Engine {
             Effect::Resync(resync) => self.report.resync(&resync, self.started),
             Effect::Verified(outcome) => self.report.verified(outcome),
             Effect::SyncVolume(volume) => {
-                self.ring.sync(Token::VolumeSync(volume), self.volumes[usize::from(volume)].fd())
+                self.ring.sync(Token::VolumeSync(volume), self.volumes[usize::from(volume)].target())
             }
             Effect::Release(place, bytes) => self.pool.release(place, bytes),
             Effect::ClosePeer(reason) => self.close_peer(&reason),

@@ -47,8 +47,8 @@ impl Engine {
                 Found::Zeros => unsafe { self.memory.bytes_mut(to, length) }.fill(0),
                 Found::Device => {
                     started(self);
-                    let fd = self.volumes[usize::from(volume)].fd();
-                    self.ring.read(token, fd, segment.offset, &[(to, segment.length)]);
+                    let file = self.volumes[usize::from(volume)].target();
+                    self.ring.read(token, file, segment.offset, &[(to, segment.length)]);
                 }
             }
         }
