@@ -60,8 +60,8 @@ pub const SUM_GRAIN_BYTES: u64 = BLOCK_BYTES as u64;
 pub const MAX_SUMS: usize = (COPY_WINDOW_BYTES / SUM_GRAIN_BYTES) as usize;
 /// Memory through which a destination's staging log goes to the images, in bytes. The simulator's logs are shorter.
 pub const DRAIN_BYTES: u64 = if cfg!(feature = "canary") { 9 << 18 } else { 16 << 20 };
-/// One device write of a flush or an apply, in bytes.
-pub const MAX_FLUSH_BYTES: u64 = 1 << 20;
+/// One device write of a flush or an apply, in bytes. A promote waits for those under way.
+pub const MAX_FLUSH_BYTES: u64 = 512 << 10;
 /// Pieces of memory that one device write may gather.
 pub const MAX_FLUSH_PIECES: usize = 64;
 

@@ -32,7 +32,7 @@ pub(super) struct AttachArgs {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     wait: Duration,
     /// How soon requests in flight at a failover are sent again: 50ms to 60s
-    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = io_timeout)]
+    #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = io_timeout)]
     io_timeout: Duration,
     /// Show the devices and their agents
     #[arg(long)]

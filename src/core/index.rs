@@ -233,6 +233,6 @@ mod tests {
         }
         let mut pieces = Vec::new();
         let run = index.next_run(0, 0, &mut pieces).unwrap();
-        assert_eq!((run.length, pieces.len()), (MAX_FLUSH_BYTES, 16));
+        assert_eq!((run.length, pieces.len()), (MAX_FLUSH_BYTES, 8));
     }
 }

@@ -20,6 +20,7 @@ pub mod command;
 pub mod destination;
 pub mod disk;
 mod extents;
+pub mod held;
 pub mod kept;
 pub mod memory;
 pub mod process;

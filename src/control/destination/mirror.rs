@@ -134,7 +134,7 @@ impl Mirror {
             None => State::Empty(images),
             // Damage in what one promote left is no matter of the other sources.
             Some(folder) if folder.superblock().promoted => {
-                let served = mirror.clone().serve(folder.superblock().clone(), images, false).await;
+                let served = mirror.clone().serve(folder.superblock().clone(), images, None).await;
                 served.unwrap_or_else(|error| mirror.failed(&format!("{error:#}")))
             }
             Some(folder) => match mirror.clone().receive(folder, images).await {
@@ -179,9 +179,9 @@ impl Mirror {
             mirror.exports.remove(&read_only);
             let state = match ended {
                 Ok(Ok(Ended::Stopped)) => return,
-                Ok(Ok(Ended::Promoted(Promotion { at, handed_over }, images))) => {
-                    tracing::info!("source {}: promoted at {at}", mirror.name);
-                    mirror.clone().reopen(images, handed_over).await
+                Ok(Ok(Ended::Promoted(promotion, images))) => {
+                    tracing::info!("source {}: promoted at {}", mirror.name, promotion.at);
+                    mirror.clone().reopen(images, promotion).await
                 }
                 Ok(Err(error)) => mirror.failed(&error.to_string()),
                 Err(_) => mirror.failed("the engine's thread ended"),
@@ -192,10 +192,10 @@ impl Mirror {
     }
 
     /// Serves the images after a promote.
-    async fn reopen(self: Arc<Mirror>, images: Vec<Image>, handed_over: bool) -> State {
+    async fn reopen(self: Arc<Mirror>, images: Vec<Image>, promotion: Promotion) -> State {
         let served = async {
             let folder = Folder::open(&self.folder, &self.name, false)?.context("the state file is gone")?;
-            self.clone().serve(folder.superblock().clone(), images, handed_over).await
+            self.clone().serve(folder.superblock().clone(), images, Some(promotion)).await
         };
         served.await.unwrap_or_else(|error| self.failed(&format!("{error:#}")))
     }
@@ -205,7 +205,7 @@ impl Mirror {
         self: Arc<Mirror>,
         superblock: Superblock,
         images: Vec<Image>,
-        handed_over: bool,
+        promotion: Option<Promotion>,
     ) -> anyhow::Result<State> {
         // They may be others than those that were promoted, by the configuration.
         engine::check_images(&superblock, &images).map_err(anyhow::Error::msg)?;
@@ -218,6 +218,7 @@ impl Mirror {
             volumes.push(serving::Volume { name, disk });
         }
         let shapes: Vec<_> = volumes.iter().map(|volume| (volume.name.clone(), shape(&volume.disk))).collect();
+        let handed_over = promotion.as_ref().is_some_and(|promotion| promotion.handed_over);
         let plan = Plan {
             name: self.name.clone(),
             durability: self.serving.durability,
@@ -231,6 +232,7 @@ impl Mirror {
             birth: Birth::Promote(Box::new(Promoted {
                 state: superblock.clone(),
                 files: Folder::journal_files(&self.folder),
+                held: promotion.map(|promotion| promotion.held),
                 handed_over,
                 unwatched: self.serving.unwatched,
             })),

@@ -13,6 +13,7 @@ mod warrant;
 use super::clients::Serve as _;
 use super::command::{Counters, DestinationCommand, DestinationStatus, HalfStatus, Promoted};
 use super::disk::Disk;
+use super::held::Held;
 use super::memory::Memory;
 use super::ring::Ring;
 use super::run;
@@ -27,7 +28,7 @@ use crate::limits::{BLOCK_BYTES, MAX_COPY_WINDOWS};
 use crossbeam_channel::Receiver;
 use live::Live;
 use nix::sys::eventfd::EventFd;
-use receive::Peer;
+use receive::{Peer, half_place};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -42,7 +43,7 @@ pub use start::{Folder, Handle, Image, spawn};
 pub use warrant::Warrant;
 
 /// Device writes of an apply under way while it is on time, and while it is late.
-const APPLY_DEPTH: (u32, u32) = (4, 48);
+const APPLY_DEPTH: (u32, u32) = (4, 32);
 
 /// Names an operation under way.
 #[derive(Debug, Clone, Copy)]
@@ -81,12 +82,14 @@ pub enum Ended {
 }
 
 /// What a promote came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Promotion {
     /// Everything up to here is held.
     pub at: Mark,
     /// Whether the source handed over by itself.
     pub handed_over: bool,
+    /// What isn't on the images.
+    pub held: Held,
 }
 
 type Waiting = oneshot::Sender<Promoted>;
@@ -137,7 +140,10 @@ impl Engine {
                 if let Err(error) = self.staging.truncate() {
                     tracing::warn!("{error}; its room isn't given back");
                 }
-                Ended::Promoted(Promotion { at: mark, handed_over: self.handed_over }, self.images)
+                let halves = self.core.halves();
+                let stored = |half: usize| (half_place(self.core.superblock().half_bytes, half), halves[half].stored);
+                let held = Held::new(self.memory, [stored(0), stored(1)]);
+                Ended::Promoted(Promotion { at: mark, handed_over: self.handed_over, held }, self.images)
             }
             None => Ended::Stopped,
         })

@@ -42,7 +42,7 @@ use tokio::sync::{oneshot, watch};
 pub use start::{Birth, Handle, Plan, Promoted, Volume, journal_bytes, spawn};
 
 /// Device writes of a flush under way while it is on time, and while it is late.
-const FLUSH_DEPTH: (u32, u32) = (4, 48);
+const FLUSH_DEPTH: (u32, u32) = (4, 32);
 
 /// How long a source that ends waits for its destination to hear of it.
 const GOODBYE: Duration = Duration::from_millis(500);

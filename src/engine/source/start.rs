@@ -3,6 +3,7 @@
 use super::super::clients::Clients;
 use super::super::command::{Commands, Counters, LinkState, MAX_COMMANDS, SourceCommand};
 use super::super::disk::{Disk, random_id};
+use super::super::held::Held;
 use super::super::memory::{Memory, Pool};
 use super::super::ring::Ring;
 use super::peer::PEER_BYTES;
@@ -82,6 +83,8 @@ pub struct Promoted {
     pub state: Superblock,
     /// Its journal files.
     pub files: [PathBuf; 2],
+    /// The same, where it was promoted just now.
+    pub held: Option<Held>,
     /// Whether the old source handed over, with nothing under way, and is going to be the destination: writes wait for it
     /// then, for the policy's timeout.
     pub handed_over: bool,
@@ -284,11 +287,13 @@ fn inherit(
         return Ok(());
     }
     let half_bytes = state.half_bytes;
-    for (half, path) in promoted.files.iter().enumerate() {
-        let place = Place(base.0 + half as u64 * half_bytes);
-        Disk::open("journal file", path)?.load(memory, place, 0, half_bytes)?;
-    }
     let place = |half: u64| Place(base.0 + half * half_bytes);
+    for (half, path) in (0..).zip(&promoted.files) {
+        match &promoted.held {
+            Some(held) => held.copy(half as usize, memory, place(half)),
+            None => Disk::open("journal file", path)?.load(memory, place(half), 0, half_bytes)?,
+        }
+    }
     // SAFETY: nothing is under way yet.
     let halves = [0, 1].map(|half| unsafe { memory.bytes(place(half), half_bytes as usize) });
     let recovered = recovery::recover(&halves, state.source, state.clean, state.whole)?;

@@ -23,9 +23,9 @@ impl PromotedCopy {
     pub fn of(plan: &Plan, dir: &Path) -> PromotedCopy {
         let mut config = DestinationConfig::new(dir);
         copy_folder(&plan.destination.journal_dir, &config.journal_dir);
-        let copy_image = |(name, image): &(String, _)| {
+        let copy_image = |(name, image): &(String, std::path::PathBuf)| {
             let to = dir.join(format!("{name}.image"));
-            std::fs::copy::<&std::path::PathBuf, _>(image, &to).expect("copy an image");
+            copy_file(image, &to);
             (name.clone(), to)
         };
         let (source, images) = &plan.destination.sources[0];
@@ -48,6 +48,11 @@ impl PromotedCopy {
     }
 }
 
+/// Copies a file, onto the disk: what reads it next mustn't wait for that.
+fn copy_file(from: &Path, to: &Path) {
+    std::fs::copy(from, to).and_then(|_| std::fs::File::open(to)?.sync_all()).expect("copy a file");
+}
+
 /// Copies a folder with all that is in it.
 fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("make a folder");
@@ -57,7 +62,7 @@ fn copy_folder(from: &Path, to: &Path) {
         if entry.path().is_dir() {
             copy_folder(&entry.path(), &to);
         } else {
-            std::fs::copy(entry.path(), to).expect("copy a file");
+            copy_file(&entry.path(), &to);
         }
     }
 }
