@@ -165,9 +165,9 @@ impl Agent {
         }
         self.probe.forget_what_came();
         let backend = self.state.volume.clone();
-        let handed = self.kernel.reconfigure(self.device.0, std::os::fd::AsFd::as_fd(&socket), &backend);
+        let handed = self.kernel.reconfigure(self.device.0, self.kept.add(socket), &backend);
         handed.map_err(|error| format!("the kernel doesn't take the connection: {error}"))?;
-        self.kept.replace(socket);
+        self.kept.keep_newest();
         let limit = self.follow.confirm_limit();
         if self.probe.answers(self.device, limit).await {
             return Ok(());

@@ -13,7 +13,6 @@ use super::{AttachError, Look, Options, look, refused, volume_of};
 use crate::format::ids::Epoch;
 use crate::format::nbd::identity::VolumeId;
 use anyhow::{Context as _, anyhow};
-use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 /// Between two looks at the servers before the first is found.
@@ -89,12 +88,12 @@ pub(super) async fn attach(options: &Options, first: Look, mut own: Own) -> anyh
     let socket = asked.go(ASK_LIMIT).await.map_err(|error| AttachError::Unreachable(format!("{uri}: {error}")))?;
     let backend = volume.to_string();
     let setup = Setup { size_bytes, block_bytes, flags, backend: &backend };
-    own.kernel.connect(device.0, socket.as_fd(), &setup).map_err(|error| match error.raw_os_error() {
+    own.kernel.connect(device.0, own.kept.add(socket), &setup).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => refused(format!("{device} is in use: name another")),
         Some(libc::EPERM) => AttachError::Kernel("attaching isn't permitted here: run it as root".into()).into(),
         _ => anyhow!("the kernel can't attach {device}: {error}"),
     })?;
-    own.kept.replace(socket);
+    own.kept.keep_newest();
     // Setting a device up may have put it back.
     device.set_io_timeout(options.io_timeout)?;
     tracing::info!("{device}: attached to volume {volume} of {size_bytes} bytes, in blocks of {block_bytes}");
