@@ -65,9 +65,9 @@ impl Clients {
         }
     }
 
-    /// Connections.
+    /// Connections. One that was ended doesn't count, though its place is taken while something is under way for it.
     pub fn count(&self) -> usize {
-        self.table.iter().flatten().count()
+        self.table.iter().flatten().filter(|client| !client.dead).count()
     }
 
     /// Whether one waits for memory or room.

@@ -20,4 +20,5 @@ mod live;
 mod pressure;
 mod records;
 mod roles;
+mod standby;
 mod times;

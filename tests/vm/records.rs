@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::harness::pattern;
+use crate::harness::{pattern, wait_until};
 
 /// Bytes of a record.
 const RECORD: usize = 4096;
@@ -77,6 +77,17 @@ impl Records {
         let acknowledged = self.acknowledged.lock().unwrap();
         let recent = &acknowledged[from.saturating_sub(1)..];
         recent.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
+    /// Waits until the loop has got an error, which the loss of its disk brings; what it had acknowledged must be elsewhere.
+    #[track_caller]
+    pub fn cut_off(self, limit: Duration) -> Written {
+        wait_until("the application gets an error", limit, || self.failed.lock().unwrap().is_some());
+        self.thread.join().expect("the records' thread");
+        Written {
+            name: self.path.file_name().expect("a file's name").into(),
+            count: self.acknowledged.lock().unwrap().len(),
+        }
     }
 
     /// Ends the loop, and asserts that each acknowledged record can be read.
