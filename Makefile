@@ -73,7 +73,14 @@ test: deps lint build
 	$(CARGO) test --release --locked
 	@$(MAKE) --no-print-directory sim
 	@cd bench && python3 -m unittest discover
-	@echo 'The tests with a real kernel are not part of this: make test-vm boots virtual machines for them.'
+	@if $(MAKE) --no-print-directory vm-deps; then \
+		exec $(MAKE) --no-print-directory test-vm; \
+	elif [ -n "$$NBD_MIRROR_REQUIRE_VM" ]; then \
+		echo 'NBD_MIRROR_REQUIRE_VM is set, but no virtual machine can be had: failed' >&2; exit 1; \
+	fi; \
+	echo '******************************************************************' >&2; \
+	echo 'VM TESTS ARE LEFT OUT: QEMU or a kernel can not be had (see above)' >&2; \
+	echo '******************************************************************' >&2
 
 # Real kernels, each booted in QEMU. NBD_MIRROR_VM_KERNEL=6.12 takes only those whose release contains that,
 # NBD_MIRROR_VM_KVM=1 uses hardware virtualisation.

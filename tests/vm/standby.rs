@@ -20,8 +20,10 @@ fn a_promoted_image_is_mounted_as_a_local_disk_and_then_over_nbd() {
     let records = Records::start(&ext4.path.join("records"));
     records.wait_for(RECORDS, HANG);
     mirror.source.kill();
+    // What is under way fails only now.
+    drop(device);
     let written = records.cut_off(HANG);
-    drop((ext4, device));
+    drop(ext4);
     mirror.destination.kill();
 
     // As a disk of its own.
