@@ -16,6 +16,11 @@ const CAP_IPC_LOCK: u32 = 14;
 const PR_SET_IO_FLUSHER: i32 = 57;
 const PR_GET_IO_FLUSHER: i32 = 58;
 
+/// Where the kernel is told whom to end when there is no memory left, and what spares a process until last but one:
+/// -1000 would be never, also where it is this one that takes all of it.
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+const SPARED: i32 = -900;
+
 /// Whether all memory was locked; there is one process to ask about.
 static LOCKED: AtomicBool = AtomicBool::new(false);
 
@@ -26,9 +31,12 @@ pub struct Residence {
     pub locked: bool,
     /// Memory that it needs is found without writing to a disk.
     pub io_flusher: bool,
+    /// Others are ended before it when there is no memory left.
+    pub spared: bool,
 }
 
-/// Keeps this process in memory, and lets its allocations never wait for a block device: the device might wait for it.
+/// Keeps this process alive and in memory when that is short, and lets its allocations never wait for a block device: the
+/// device might wait for it.
 ///
 /// For whoever serves a disk that this machine itself may write to, when it is short of memory. What isn't permitted is
 /// left out, with a word in the log. What is mapped later is locked as it is touched: stacks and pools cost what is used
@@ -39,6 +47,11 @@ pub struct Residence {
 /// Threads inherit the second half of it, those of io_uring too. So call it before there is any.
 pub fn stay_resident() {
     lock_memory();
+    if !spared()
+        && let Err(error) = std::fs::write(OOM_SCORE, SPARED.to_string())
+    {
+        tracing::info!("this process may be ended when there is no memory left ({error}): set OOMScoreAdjust={SPARED}");
+    }
     // SAFETY: a plain flag of this thread; no memory is involved.
     if unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } != 0 {
         let error = io::Error::last_os_error();
@@ -50,7 +63,12 @@ pub fn stay_resident() {
 pub fn residence() -> Residence {
     // SAFETY: it only reads a flag of this thread.
     let io_flusher = unsafe { libc::prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) } == 1;
-    Residence { locked: LOCKED.load(Ordering::Relaxed), io_flusher }
+    Residence { locked: LOCKED.load(Ordering::Relaxed), io_flusher, spared: spared() }
+}
+
+fn spared() -> bool {
+    let score = std::fs::read_to_string(OOM_SCORE).unwrap_or_default();
+    score.trim().parse::<i32>().is_ok_and(|score| score <= SPARED)
 }
 
 fn lock_memory() {

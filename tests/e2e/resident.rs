@@ -22,7 +22,7 @@ fn both_daemons_are_locked_and_get_memory_without_waiting_for_disks() {
         let own = std::fs::read_to_string("/proc/self/status").unwrap();
         let mask = own.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities").trim();
         let may = u64::from_str_radix(mask, 16).unwrap() & (1 << 24) != 0;
-        assert_eq!(resident, &serde_json::json!({ "locked": true, "io_flusher": may }));
+        assert_eq!(resident, &serde_json::json!({ "locked": true, "io_flusher": may, "spared": may }));
         let (locked, mapped) = (kib(daemon.pid(), "VmLck"), kib(daemon.pid(), "VmSize"));
         assert!(locked > mapped / 2, "{locked} of {mapped} KiB are locked");
         // What is mapped for the worst case costs nothing before it is used.

@@ -6,7 +6,7 @@ use nbd_mirror::format::frame::{FLAG_STABLE, Header, Kind as RecordKind, Record}
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
 use nbd_mirror::format::ping::{OnDisconnect, Ping, Standing};
 use nbd_mirror::format::superblock::{Phase, Role, Staging, Superblock, Volume};
-use nbd_mirror::format::wire::{Report, Signal, Verdict, Welcome, encode_hello};
+use nbd_mirror::format::wire::{Fork, Report, Signal, Verdict, Welcome, encode_hello};
 use nbd_mirror::limits::{BLOCK_BYTES, MAX_BOUNDARIES, MAX_KNOWN_MARKS, MAX_SUMS};
 use nbd_mirror_fuzz::replication::{Kind, Message};
 
@@ -84,6 +84,7 @@ pub fn write_all() -> std::io::Result<()> {
         fresh: boundaries == 0,
         applied: mark(4),
         boundaries: (5..).take(boundaries).map(mark).collect(),
+        fork: None,
         reason: reason.into(),
     };
     for boundaries in [0, 1, MAX_BOUNDARIES] {
@@ -91,6 +92,8 @@ pub fn write_all() -> std::io::Result<()> {
     }
     let fenced = Welcome::refuse(Verdict::Fenced, Epoch(4), "fenced: the destination was promoted");
     write("welcome-fenced", sealed(Kind::Welcome, &fenced.encode()))?;
+    let forked = Welcome { fork: Some(Fork { at: mark(7), source: Id([7; 16]) }), ..fenced };
+    write("welcome-forked", sealed(Kind::Welcome, &forked.encode()))?;
     let refused = Welcome::refuse(Verdict::Refused, Epoch(3), "é".repeat(300));
     write("welcome-refused", sealed(Kind::Welcome, &refused.encode()))?;
     let mut garbled = sealed(Kind::Welcome, &Welcome::refuse(Verdict::Refused, Epoch(3), "x".repeat(512)).encode());

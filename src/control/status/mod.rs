@@ -24,8 +24,8 @@ pub(super) fn halves(halves: &[HalfStatus]) -> Vec<Value> {
 
 /// How far the daemon is safe from waiting for a disk that it serves itself.
 pub(super) fn resident() -> Value {
-    let Residence { locked, io_flusher } = process::residence();
-    json!({ "locked": locked, "io_flusher": io_flusher })
+    let Residence { locked, io_flusher, spared } = process::residence();
+    json!({ "locked": locked, "io_flusher": io_flusher, "spared": spared })
 }
 
 /// A moment as status shows it, in RFC 3339 and UTC: `2026-01-05T03:12:44Z`. `None` for 0, which means never, and for
