@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 /// Not yet in nix, by `linux/magic.h`.
 const CEPH: FsType = FsType(0x00c3_6400);
 const CIFS: FsType = FsType(0xff53_4d42);
+const SMB2: FsType = FsType(0xfe53_4d42);
 
 /// What went wrong with a file or device: what it is for, where it is, the cause, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -124,8 +125,16 @@ impl Disk {
             self.can_punch = limit.is_some_and(|limit| limit.trim() != "0");
         } else {
             // What is far away takes asynchronous operations, and waits for them nevertheless.
-            let far =
-                [FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, CEPH, CIFS];
+            let far = [
+                FUSE_SUPER_MAGIC,
+                NFS_SUPER_MAGIC,
+                SMB_SUPER_MAGIC,
+                AFS_SUPER_MAGIC,
+                CODA_SUPER_MAGIC,
+                CEPH,
+                CIFS,
+                SMB2,
+            ];
             self.may_block = far.contains(&fstatfs(&*self.file)?.filesystem_type());
         }
         let path = CString::new(self.path.as_os_str().as_bytes())?;

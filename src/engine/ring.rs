@@ -288,11 +288,12 @@ impl<T: Copy> Ring<T> {
     }
 
     /// Waits until nothing is under way any more, 30 s at the most. For an engine's end: what completes is of no
-    /// interest, but its memory must not go before.
+    /// interest, but its memory must not go before, and what changes a disk must be over. A sync is neither.
     pub fn drain(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(30);
         let mut finished = Vec::new();
-        while self.under_way > 0 && Instant::now() < deadline {
+        let waits_for = |slot: &Slot<T>| slot.token.is_some() && !matches!(slot.kind, Kind::Sync | Kind::Wake);
+        while self.slots.iter().any(waits_for) && Instant::now() < deadline {
             if self.wait(Some(Duration::from_millis(100)), &mut finished).is_err() {
                 break;
             }
@@ -335,13 +336,56 @@ impl<T: Copy> Ring<T> {
     }
 }
 
+impl<T> Ring<T> {
+    /// Whether the kernel may still read or write the mapping.
+    fn under_way_in_memory(&self) -> bool {
+        let uses = |kind| matches!(kind, Kind::Receive | Kind::Send | Kind::Write { .. } | Kind::Read { .. });
+        self.slots.iter().any(|slot| slot.token.is_some() && uses(slot.kind))
+    }
+}
+
 impl<T> Drop for Ring<T> {
     fn drop(&mut self) {
-        // The engine drains the ring before it ends, but for its wake-up. While the kernel may still use the memory it
-        // is kept for good rather than freed.
-        if self.slots.iter().any(|slot| slot.token.is_some()) {
+        // What the kernel may still use is kept for good rather than freed: the slots, of which the wake-up is in one, and
+        // the mapping, where the engine didn't see the end of all that is under way in it.
+        if self.under_way_in_memory() {
             std::mem::forget(self.memory.clone());
+        }
+        if self.slots.iter().any(|slot| slot.token.is_some()) {
             std::mem::forget(std::mem::take(&mut self.slots));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::BLOCK_BYTES;
+    use nix::sys::eventfd::EventFd;
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::net::UnixStream;
+
+    /// A ring with a wake-up under way, and its mapping.
+    fn ring(wake: &EventFd) -> (Ring<u8>, Arc<Memory>) {
+        let memory = Arc::new(Memory::map(BLOCK_BYTES).unwrap());
+        let mut ring = Ring::new(memory.clone()).unwrap();
+        ring.wake_on(0, wake.as_raw_fd());
+        (ring, memory)
+    }
+
+    #[test]
+    fn an_ended_ring_gives_its_memory_back_unless_something_is_under_way_in_it() {
+        let wake = EventFd::new().unwrap();
+        let (near, _far) = UnixStream::pair().unwrap();
+        for receiving in [false, true] {
+            let (mut ring, memory) = ring(&wake);
+            if receiving {
+                ring.receive(1, near.as_raw_fd(), &[(Place(0), BLOCK_BYTES as u64)]);
+            }
+            ring.wait(Some(Duration::from_millis(1)), &mut Vec::new()).unwrap();
+            let left = Arc::downgrade(&memory);
+            drop((ring, memory));
+            assert_eq!(left.upgrade().is_some(), receiving);
         }
     }
 }

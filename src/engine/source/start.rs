@@ -288,15 +288,23 @@ fn inherit(
     }
     let half_bytes = state.half_bytes;
     let place = |half: u64| Place(base.0 + half * half_bytes);
-    for (half, path) in (0..).zip(&promoted.files) {
-        match &promoted.held {
-            Some(held) => held.copy(half as usize, memory, place(half)),
-            None => Disk::open("journal file", path)?.load(memory, place(half), 0, half_bytes)?,
-        }
-    }
     // SAFETY: nothing is under way yet.
-    let halves = [0, 1].map(|half| unsafe { memory.bytes(place(half), half_bytes as usize) });
-    let recovered = recovery::recover(&halves, state.source, state.clean, state.whole)?;
+    let halves = || [0, 1].map(|half| unsafe { memory.bytes(place(half), half_bytes as usize) });
+    let recover = || recovery::recover(&halves(), state.source, state.clean, state.whole);
+    let held = promoted.held.as_ref().and_then(|held| {
+        (0..2).for_each(|half| held.copy(half as usize, memory, place(half)));
+        recover().ok().filter(|recovered| recovered.end == at)
+    });
+    let recovered = match held {
+        Some(recovered) => recovered,
+        None => {
+            for (half, path) in (0..).zip(&promoted.files) {
+                Disk::open("journal file", path)?.load(memory, place(half), 0, half_bytes)?;
+            }
+            recover()?
+        }
+    };
+    let halves = halves();
     if recovered.end != at {
         anyhow::bail!(
             "the journal files {} and {} end at {}, but {at} was promoted: they were changed, or are damaged",
