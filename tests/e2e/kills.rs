@@ -32,7 +32,8 @@ const SIZE: u64 = 8 * MIB;
 const BLOCKS: usize = 1536;
 const VOLUMES: usize = 2;
 
-fn number(variable: &str) -> Option<u64> {
+/// A number that the environment gives.
+pub fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}")))
 }

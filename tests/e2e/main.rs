@@ -29,6 +29,7 @@ mod power_cuts;
 mod promote;
 mod resident;
 mod restart;
+mod soak;
 mod surface;
 mod swap;
 mod warrant;

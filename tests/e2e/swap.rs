@@ -12,7 +12,7 @@ use crate::harness::{
 const SIZE: u64 = 16 * MIB;
 
 /// A pair of which each side can be the other's destination.
-fn plan() -> Plan {
+pub fn plan() -> Plan {
     let mut plan = Plan::new(&[SIZE, SIZE]);
     let standby = free_port();
     plan.source.journal_size = "16MiB".to_owned();
@@ -25,7 +25,7 @@ fn plan() -> Plan {
 }
 
 /// One verb at a daemon's admin socket.
-fn at(admin: &std::path::Path, words: &[&str]) -> Finished {
+pub fn at(admin: &std::path::Path, words: &[&str]) -> Finished {
     verb(&[&[words[0], "--admin", admin.to_str().unwrap()], &words[1..]].concat())
 }
 
@@ -42,7 +42,8 @@ fn wait_until_in_step(serving: &Daemon) {
     });
 }
 
-fn served(endpoint: &Endpoint) -> Vec<Image> {
+/// Both volumes, as they are served there.
+pub fn served(endpoint: &Endpoint) -> Vec<Image> {
     ["vol0", "vol1"].iter().map(|name| Image::export(endpoint, name)).collect()
 }
 

@@ -187,6 +187,11 @@ impl Daemon {
         self.child = Some(child);
     }
 
+    /// Its admin socket.
+    pub fn admin(&self) -> &Path {
+        &self.admin
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("the daemon runs").id()
