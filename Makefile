@@ -3,7 +3,7 @@
 # Debian packages: what links a Rust program, and what the tests and the benchmark run besides.
 LINKER_PACKAGES = gcc libc6-dev
 TEST_PACKAGES = e2fsprogs fio libnbd-bin mount nbd-client nbdkit python3 python3-libnbd qemu-utils util-linux
-VM_PACKAGES = busybox-static cpio iproute2 kmod python3-venv
+VM_PACKAGES = busybox-static cpio file iproute2 kmod python3-venv
 # Boots a kernel with this machine's files as its root.
 VIRTME = virtme-ng==1.42
 VM = target/vm
