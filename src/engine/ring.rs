@@ -107,19 +107,13 @@ pub struct Ring<T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
     backlog: VecDeque<Entry>,
-    under_way: usize,
 }
 
 impl<T: Copy> Ring<T> {
     /// Makes a ring for the calling thread, which must be the one that uses it.
     pub fn new(memory: Arc<Memory>) -> Result<Ring<T>, RingError> {
         let uring = build(ENTRIES)?;
-        Ok(Ring { uring, memory, slots: Vec::new(), free: Vec::new(), backlog: VecDeque::new(), under_way: 0 })
-    }
-
-    /// Operations that aren't complete, wake-ups left out.
-    pub fn under_way(&self) -> usize {
-        self.under_way
+        Ok(Ring { uring, memory, slots: Vec::new(), free: Vec::new(), backlog: VecDeque::new() })
     }
 
     /// Receives into the pieces, in order; completes with the bytes of one receive (0: end of stream).
@@ -155,7 +149,6 @@ impl<T: Copy> Ring<T> {
     /// Completes once when the eventfd was written to.
     pub fn wake_on(&mut self, token: T, fd: RawFd) {
         self.start(token, Kind::Wake, Target::prompt(fd), &[]);
-        self.under_way -= 1;
     }
 
     fn start(&mut self, token: T, kind: Kind, target: Target, pieces: &[(Place, u64)]) {
@@ -181,7 +174,6 @@ impl<T: Copy> Ring<T> {
             let iov_base = self.memory.address(*place, *bytes as usize).cast();
             slot.pieces.push(libc::iovec { iov_base, iov_len: *bytes as usize });
         }
-        self.under_way += 1;
         self.submit(index);
     }
 
@@ -278,7 +270,6 @@ impl<T: Copy> Ring<T> {
             let (index, result) = (completion.user_data() as u32, completion.result());
             if let Some(outcome) = self.carry_on(index, result) {
                 let slot = &mut self.slots[index as usize];
-                self.under_way -= usize::from(!matches!(slot.kind, Kind::Wake));
                 if let Some(token) = slot.token.take() {
                     finished.push((token, outcome));
                 }
