@@ -1,5 +1,7 @@
 //! The daemons stay in memory, so that a machine that is short of it can write to the disks that they serve.
 
+use nbd_mirror::engine::process::has_capability;
+
 use crate::harness::{MIB, Mirror, root_or_skip};
 
 /// Of a process, a line of its status in KiB.
@@ -19,9 +21,7 @@ fn both_daemons_are_locked_and_get_memory_without_waiting_for_disks() {
     for daemon in [&mirror.source, &mirror.destination] {
         let resident = &daemon.status()["resident"];
         // CAP_SYS_RESOURCE, bit 24: root in a container may lack it.
-        let own = std::fs::read_to_string("/proc/self/status").unwrap();
-        let mask = own.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities").trim();
-        let may = u64::from_str_radix(mask, 16).unwrap() & (1 << 24) != 0;
+        let may = has_capability(24);
         assert_eq!(resident, &serde_json::json!({ "locked": true, "io_flusher": may, "spared": may }));
         let (locked, mapped) = (kib(daemon.pid(), "VmLck"), kib(daemon.pid(), "VmSize"));
         assert!(locked > mapped / 2, "{locked} of {mapped} KiB are locked");

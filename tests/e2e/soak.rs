@@ -6,20 +6,13 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::harness::{Chance, Daemon, Endpoint, Habits, Ledger, Load, Mirror};
 use crate::kills::number;
-use crate::swap::{at, plan, served};
+use crate::swap::{plan, served};
 
 const VOLUMES: [&str; 2] = ["vol0", "vol1"];
 /// Answered writes before a change of hands, and behind it.
 const WRITES: u64 = 200;
-
-/// What the side that serves says of itself, whether it began as the source or as the destination.
-fn serving(status: &Value) -> &Value {
-    if status["role"] == "source" { status } else { &status["sources"][0]["serving"] }
-}
 
 /// Both sides, of which one serves at a time.
 struct Pair {
@@ -51,14 +44,10 @@ impl Pair {
         load
     }
 
-    /// Waits until the side that serves mirrors to the other one, which has all.
     #[track_caller]
     fn wait_until_in_step(&mut self) {
         let serves = self.serves;
-        self.side(serves).wait_for_status_of("it is in step with its peer", |status| {
-            let serving = serving(status);
-            serving["state"] == "mirroring" && serving["whole"] == true
-        });
+        self.side(serves).wait_until_in_step();
     }
 
     #[track_caller]
@@ -69,7 +58,7 @@ impl Pair {
     fn switch_over(&mut self) {
         let load = self.load();
         let (from, to) = (self.serves, self.standby());
-        at(self.side(from).admin(), &["switchover"]).success();
+        self.side(from).verb(&["switchover"]).success();
         load.stop();
         self.serves = to;
         self.assert_nothing_lost("after a switchover");
@@ -80,14 +69,14 @@ impl Pair {
         let (lost, to) = (self.serves, self.standby());
         self.side(lost).kill();
         load.stop();
-        at(self.side(to).admin(), &["promote", "--force", "alpha"]).success();
+        self.side(to).verb(&["promote", "--force", "alpha"]).success();
         self.serves = to;
         self.assert_nothing_lost("after a failover");
         let load = self.load();
         self.side(lost).restart();
-        self.side(lost).wait_for_status_of("it is fenced", |status| serving(status)["state"] == "fenced");
+        self.side(lost).wait_for_serving("it is fenced", |serving| serving["state"] == "fenced");
         // What was in flight may be only there.
-        at(self.side(lost).admin(), &["rejoin", "--discard"]).success();
+        self.side(lost).verb(&["rejoin", "--discard"]).success();
         self.wait_until_in_step();
         load.wait_for_answers(WRITES);
         load.stop();

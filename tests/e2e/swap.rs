@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::harness::{
-    Client, Daemon, Endpoint, Finished, Image, Ledger, Load, MIB, Mirror, Plan, assert_same, assert_says, free_port,
-    pattern, verb,
+    Client, Daemon, Endpoint, Image, Ledger, Load, MIB, Mirror, Plan, assert_same, assert_says, free_port, pattern,
+    verb,
 };
 
 const SIZE: u64 = 16 * MIB;
@@ -24,22 +24,9 @@ pub fn plan() -> Plan {
     plan
 }
 
-/// One verb at a daemon's admin socket.
-pub fn at(admin: &std::path::Path, words: &[&str]) -> Finished {
-    verb(&[&[words[0], "--admin", admin.to_str().unwrap()], &words[1..]].concat())
-}
-
-fn switchover(admin: &std::path::Path) -> Value {
-    let text = at(admin, &["switchover", "--json"]).success();
+fn switchover(side: &Daemon) -> Value {
+    let text = side.verb(&["switchover", "--json"]).success();
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"))
-}
-
-/// Waits until this side mirrors the other one, in step.
-#[track_caller]
-fn wait_until_in_step(serving: &Daemon) {
-    serving.wait_for_mirror("it is in step with its peer", |mirror| {
-        mirror["serving"]["state"] == "mirroring" && mirror["serving"]["whole"] == true
-    });
 }
 
 /// Both volumes, as they are served there.
@@ -51,7 +38,6 @@ pub fn served(endpoint: &Endpoint) -> Vec<Image> {
 fn roles_are_swapped_back_and_forth_without_a_byte_in_doubt() {
     let mirror = plan().start();
     mirror.assert_in_step();
-    let (ours, theirs) = (mirror.plan.source.admin(), mirror.plan.destination.admin());
     let ends = [mirror.unix(), mirror.promoted()];
     let mut epoch = 1;
     let ledger = Arc::new(Ledger::new(2, 2048, true));
@@ -59,13 +45,13 @@ fn roles_are_swapped_back_and_forth_without_a_byte_in_doubt() {
         let (from, to) = (round as usize % 2, (round as usize + 1) % 2);
         let load = Load::start(&ledger, &["vol0", "vol1"].map(|name| (ends[from].clone(), name.to_owned())), 2);
         load.wait_for_answers(500);
-        let data = switchover(if from == 0 { &ours } else { &theirs });
+        let data = switchover(if from == 0 { &mirror.source } else { &mirror.destination });
         epoch += 1;
         assert_eq!(data["epoch"], epoch, "{data:#}");
         load.stop();
         // Mirroring goes on in the other direction, with nothing to be copied.
         let other = if to == 0 { &mirror.source } else { &mirror.destination };
-        wait_until_in_step(other);
+        other.wait_until_in_step();
         assert_eq!(other.log().matches("resync:").count(), 2 * usize::from(to == 0), "{}", other.log());
         ledger.settle("what the other side serves", &served(&ends[to]));
         // The side that gave up has the volume no more, only its image, to be read.
@@ -85,7 +71,7 @@ fn a_switchover_that_cannot_be_is_refused_and_changes_nothing() {
     plan.source.extra.clear();
     let mut mirror = plan.start();
     mirror.assert_in_step();
-    let refused = at(&mirror.plan.source.admin(), &["switchover"]);
+    let refused = mirror.source.verb(&["switchover"]);
     assert_eq!(refused.status.code(), Some(3), "{}", refused.stderr);
     assert_says(&refused.stderr, &["standby", "peer"]);
     let mut client = Client::go(&mirror.unix(), "vol0").unwrap();
@@ -106,9 +92,9 @@ fn an_old_source_with_nothing_of_its_own_comes_back_without_a_copy() {
     client.write(MIB, &pattern(2, 65536)).unwrap();
     mirror.source.restart();
     mirror.source.wait_for_state("fenced");
-    let said = at(&mirror.plan.source.admin(), &["rejoin"]).success();
+    let said = mirror.source.verb(&["rejoin"]).success();
     assert_says(&said, &["nothing"]);
-    wait_until_in_step(&mirror.destination);
+    mirror.destination.wait_until_in_step();
     mirror.destination.sync();
     for volume in 0..2 {
         assert_same(mirror.plan.volume(volume), mirror.plan.image(volume), SIZE);
@@ -116,7 +102,7 @@ fn an_old_source_with_nothing_of_its_own_comes_back_without_a_copy() {
     // After a restart it still is the destination.
     mirror.source.kill();
     mirror.source.restart();
-    wait_until_in_step(&mirror.destination);
+    mirror.destination.wait_until_in_step();
 }
 
 #[test]
@@ -135,13 +121,12 @@ fn what_only_the_old_source_has_is_shown_then_kept_then_overwritten() {
     client.write(4 * MIB, &pattern(8, 65536)).unwrap();
     mirror.source.restart();
     mirror.source.wait_for_state("fenced");
-    let admin = mirror.plan.source.admin();
-    let shown = at(&admin, &["rejoin"]);
+    let shown = mirror.source.verb(&["rejoin"]);
     assert_eq!(shown.status.code(), Some(3), "{}\n{}", shown.stdout, shown.stderr);
     assert_says(&shown.stdout, &["vol0", "64KiB|65536", "2097152"]);
     mirror.source.wait_for_state("fenced");
-    at(&admin, &["rejoin", "--discard"]).success();
-    wait_until_in_step(&mirror.destination);
+    mirror.source.verb(&["rejoin", "--discard"]).success();
+    mirror.destination.wait_until_in_step();
     mirror.destination.sync();
     assert_same(mirror.plan.volume(0), mirror.plan.image(0), SIZE);
     let mut client = Client::go(&mirror.promoted(), "vol0").unwrap();
@@ -161,7 +146,7 @@ fn what_only_the_old_source_has_is_shown_then_kept_then_overwritten() {
 fn a_source_that_is_not_fenced_has_nothing_to_rejoin() {
     let mirror: Mirror = plan().start();
     mirror.assert_in_step();
-    let refused = at(&mirror.plan.source.admin(), &["rejoin"]);
+    let refused = mirror.source.verb(&["rejoin"]);
     assert_eq!(refused.status.code(), Some(3));
     assert_says(&refused.stderr, &["isn't fenced", "switchover"]);
 }
@@ -193,7 +178,7 @@ fn promoted_without_the_daemon_the_image_is_whole_and_a_failback_compares_all() 
     mirror.destination.restart();
     mirror.source.restart();
     mirror.source.wait_for_state("fenced");
-    at(&mirror.plan.source.admin(), &["rejoin", "--discard"]).success();
-    wait_until_in_step(&mirror.destination);
+    mirror.source.verb(&["rejoin", "--discard"]).success();
+    mirror.destination.wait_until_in_step();
     assert_same(mirror.plan.volume(0), mirror.plan.image(0), SIZE);
 }

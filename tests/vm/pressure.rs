@@ -22,7 +22,7 @@ const HANG: Duration = Duration::from_secs(120);
 /// Whatever isn't a write must end within this.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Dirty pages several times what is free, then all of it to the disk; and each byte must be right.
+/// A file of twice all memory, through dirty pages that fill most of it, then all to the disk; and each byte must be right.
 #[test]
 #[ignore = "needs a virtual machine: make test-vm"]
 fn a_same_host_source_gets_through_dirty_pages_of_all_memory() {

@@ -83,11 +83,9 @@ impl Records {
     #[track_caller]
     pub fn cut_off(self, limit: Duration) -> Written {
         wait_until("the application gets an error", limit, || self.failed.lock().unwrap().is_some());
-        self.thread.join().expect("the records' thread");
-        Written {
-            name: self.path.file_name().expect("a file's name").into(),
-            count: self.acknowledged.lock().unwrap().len(),
-        }
+        let Records { path, acknowledged, thread, .. } = self;
+        thread.join().expect("the records' thread");
+        Written::of(&path, &acknowledged)
     }
 
     /// Ends the loop, and asserts that each acknowledged record can be read.
@@ -97,10 +95,7 @@ impl Records {
         self.thread.join().expect("the records' thread");
         let failed = self.failed.lock().unwrap().take();
         assert!(failed.is_none(), "the application got an error: {failed:?}");
-        let written = Written {
-            name: self.path.file_name().expect("a file's name").into(),
-            count: self.acknowledged.lock().unwrap().len(),
-        };
+        let written = Written::of(&self.path, &self.acknowledged);
         written.check(self.path.parent().expect("a file's folder"));
         written
     }
@@ -113,6 +108,10 @@ pub struct Written {
 }
 
 impl Written {
+    fn of(path: &Path, acknowledged: &Mutex<Vec<Instant>>) -> Written {
+        Written { name: path.file_name().expect("a file's name").into(), count: acknowledged.lock().unwrap().len() }
+    }
+
     /// Asserts that each of them is in the file system that is mounted here.
     #[track_caller]
     pub fn check(&self, mounted: &Path) {

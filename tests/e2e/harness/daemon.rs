@@ -187,9 +187,9 @@ impl Daemon {
         self.child = Some(child);
     }
 
-    /// Its admin socket.
-    pub fn admin(&self) -> &Path {
-        &self.admin
+    /// One verb at its admin socket.
+    pub fn verb(&self, words: &[&str]) -> Finished {
+        verb(&[&[words[0], "--admin", path_str(&self.admin)], &words[1..]].concat())
     }
 
     /// The daemon's process id.
@@ -284,6 +284,22 @@ impl Daemon {
     pub fn wait_for_mirror(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         self.wait_for_status_within(STATE_PATIENCE, what, |status| condition(&status["sources"][0]))["sources"][0]
             .take()
+    }
+
+    /// Waits until what this side serves is as wanted, whether it began as the source or as the destination.
+    #[track_caller]
+    pub fn wait_for_serving(&self, what: &str, condition: impl Fn(&Value) -> bool) {
+        self.wait_for_status_of(what, |status| {
+            condition(if status["role"] == "source" { status } else { &status["sources"][0]["serving"] })
+        });
+    }
+
+    /// Waits until this side, which serves, mirrors to the other one, which has all.
+    #[track_caller]
+    pub fn wait_until_in_step(&self) {
+        self.wait_for_serving("it is in step with its peer", |serving| {
+            serving["state"] == "mirroring" && serving["whole"] == true
+        });
     }
 
     /// Waits, however busy the machine may be, until the status satisfies a condition; returns it.
