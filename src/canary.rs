@@ -59,11 +59,15 @@ pub enum Bug {
     LiveUnchecked,
     /// Live reads go on after a start that can't know which fills are complete.
     LiveAfterStart,
+    /// A slot of the shared log is given back before its frames are stable in the journal file.
+    FreeUnsynced,
+    /// Of a slot that a crash left only the head is made void.
+    VoidHeadOnly,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 26] = [
+    pub const ALL: [Bug; 28] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -90,6 +94,8 @@ impl Bug {
         Bug::LiveFromDevice,
         Bug::LiveUnchecked,
         Bug::LiveAfterStart,
+        Bug::FreeUnsynced,
+        Bug::VoidHeadOnly,
     ];
 }
 

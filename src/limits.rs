@@ -60,6 +60,10 @@ pub const SUM_GRAIN_BYTES: u64 = BLOCK_BYTES as u64;
 pub const MAX_SUMS: usize = (COPY_WINDOW_BYTES / SUM_GRAIN_BYTES) as usize;
 /// Memory through which a destination's staging log goes to the images, in bytes. The simulator's logs are shorter.
 pub const DRAIN_BYTES: u64 = if cfg!(feature = "canary") { 9 << 18 } else { 16 << 20 };
+/// A slot of the destination's shared log, in bytes: what is moved to a journal file by one write.
+pub const NVRAM_SLOT_BYTES: u64 = 4 << 20;
+/// Smallest shared log, in bytes.
+pub const MIN_NVRAM_BYTES: u64 = 64 << 20;
 /// One device write of a flush or an apply, in bytes. A promote waits for those under way.
 pub const MAX_FLUSH_BYTES: u64 = 512 << 10;
 /// Pieces of memory that one device write may gather.
@@ -77,6 +81,8 @@ const _: () = {
     assert!(READ_MEMORY_BYTES >= 2 * MAX_REQUEST_BYTES);
     assert!(LIVE_READ_BYTES >= MAX_REQUEST_BYTES + 8 * CHUNK_BYTES);
     assert!(MAX_GRAIN_BYTES as u64 <= COPY_WINDOW_BYTES && GRAIN_BYTES <= MAX_GRAIN_BYTES);
+    // A slot holds any frame behind its head.
+    assert!(NVRAM_SLOT_BYTES >= (BLOCK_BYTES + MAX_FRAME_BYTES) as u64);
     // A segment of the staging log holds a frame at least.
     assert!(DRAIN_BYTES >= 2 * MAX_FRAME_BYTES as u64);
     assert!(MAX_WAITING_BYTES + MAX_CLIENTS * CHUNK_BYTES + 8 * MAX_FRAME_PAYLOAD_BYTES <= RECEIVE_MEMORY_BYTES);

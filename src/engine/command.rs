@@ -207,6 +207,19 @@ pub struct Counters {
     pub journal_bytes: u64,
     /// Frames written to the journal, or journal writes at a destination.
     pub journal_writes: u64,
+    /// Of these, writes that found no room in the shared log.
+    pub bypassed_writes: u64,
+}
+
+/// What of a source is in the shared log.
+#[derive(Debug, Clone, Copy)]
+pub struct Logged {
+    /// Bytes of its frames.
+    pub logged_bytes: u64,
+    /// Bytes that it has for itself.
+    pub own_bytes: u64,
+    /// Journal writes of this run that found no room.
+    pub bypassed_writes: u64,
 }
 
 /// How a source stands.
@@ -269,6 +282,8 @@ pub struct SourceStatus {
 pub struct DestinationStatus {
     /// The durable facts.
     pub superblock: Superblock,
+    /// What of it is in the shared log, where there is one.
+    pub logged: Option<Logged>,
     /// Whether a promote would give a consistent image.
     pub promotable: bool,
     /// The last record that who reads an image sees; or why nobody may.

@@ -10,6 +10,7 @@
 //! - `run`: runs of a flush, an apply or a drain go to a device.
 //! - `zeroing`: ranges become zeros, by whatever way the device has.
 //! - `kept`: what a fenced source discards is written to a file.
+//! - `nvram`: the shared log of a destination on non-volatile memory.
 //! - `clients`, `client`, `request`: NBD connections and what they ask for. `extents`: the answer to BLOCK_STATUS.
 //! - `sums`: the checksums by which both sides compare blocks.
 //! - `source`, `destination`: the two drivers of the core.
@@ -23,6 +24,7 @@ mod extents;
 pub mod held;
 pub mod kept;
 pub mod memory;
+pub mod nvram;
 pub mod process;
 mod request;
 pub mod ring;

@@ -10,6 +10,7 @@ pub mod ids;
 pub mod kept;
 pub mod map;
 pub mod nbd;
+pub mod nvram;
 pub mod ping;
 pub mod superblock;
 pub mod wire;

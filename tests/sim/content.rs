@@ -4,6 +4,7 @@
 //! sector of zeros. Header blocks and superblocks are real: their bytes are kept in the [`Vault`], and their eight
 //! sectors are numbers that lead there. A block that is torn or rotten isn't found in it, as its checksum would fail.
 
+use crate::rng::Rng;
 use nbd_mirror::core::recovery::Halves;
 use nbd_mirror::core::recovery::staged::Piece;
 use nbd_mirror::format::block::Block;
@@ -28,6 +29,11 @@ const ROTTEN: Word = 1 << 62;
 /// A bit of this sector has flipped.
 pub fn rot(word: &mut Word) {
     *word ^= ROTTEN;
+}
+
+/// A sector of which a part is old and a part is new.
+pub fn torn(rng: &mut Rng) -> Word {
+    rng.next() | ROTTEN
 }
 
 /// Stands for the CRC-32C of these sectors.
@@ -142,6 +148,31 @@ impl Halves for Shelf<'_> {
 
     fn checksum(&self, half: usize, range: Range<u64>) -> u32 {
         crc(&self.halves[half][range.start as usize / SECTOR..range.end as usize / SECTOR])
+    }
+}
+
+/// A slot of the shared log as it can be read.
+pub struct Slot<'a> {
+    /// Where its first frame belongs in its half, in bytes.
+    pub start: u64,
+    pub half_bytes: u64,
+    /// All that is behind the slot's first block.
+    pub words: &'a [Word],
+    pub vault: &'a Vault,
+}
+
+impl Halves for Slot<'_> {
+    fn half_bytes(&self) -> u64 {
+        self.half_bytes.min(self.start + (self.words.len() * SECTOR) as u64)
+    }
+
+    fn block(&self, _: usize, position: u64) -> Option<&Block> {
+        self.vault.block(self.words.get((position - self.start) as usize / SECTOR..)?)
+    }
+
+    fn checksum(&self, _: usize, range: Range<u64>) -> u32 {
+        let at = |position: u64| (position - self.start) as usize / SECTOR;
+        crc(&self.words[at(range.start)..at(range.end)])
     }
 }
 

@@ -1,15 +1,17 @@
 //! Drives a destination's core as the engine does, on disks that fail.
 
 mod live;
+mod nvram;
 
 use crate::content::{BLOCK, LogPiece, SECTOR, Shelf, Vault, Word, sum};
 use crate::context::Context;
 use crate::disk::{Crash, Disk, Ended, Faults, Io};
 use crate::link::{Link, Message};
 use crate::rare::Rare;
-use crate::source::{DEPTH, LOG, SUPERBLOCKS, VOLUMES, newest, torn_tail};
+use crate::source::{DEPTH, LOG, NVRAM, SUPERBLOCKS, VOLUMES, newest, torn_tail};
 use live::LiveRead;
 use nbd_mirror::core::Place;
+use nbd_mirror::core::destination::MoveOp;
 use nbd_mirror::core::destination::{Ask, Destination, Effect, StagingPlan, State, StoreOp, Written};
 use nbd_mirror::core::flush::FlushOp;
 use nbd_mirror::core::grains::Grains;
@@ -18,19 +20,30 @@ use nbd_mirror::core::recovery::staged::{Scan, StagingDamage};
 use nbd_mirror::core::recovery::{self, Damage, Halves as _, Recovered};
 use nbd_mirror::format::checksum;
 use nbd_mirror::format::frame::{self, Header};
-use nbd_mirror::format::ids::Mark;
+use nbd_mirror::format::ids::{Id, Mark};
+use nbd_mirror::format::nvram::SlotHead;
 use nbd_mirror::format::superblock::{Phase, Role, Superblock};
 use nbd_mirror::format::wire::{Report, Signal, Sum, Verdict};
 use nbd_mirror::limits::BLOCK_BYTES;
+pub use nvram::Nvram;
 use std::collections::HashSet;
 
 /// Names an operation under way.
 #[derive(Debug, Clone, Copy)]
 pub enum Op {
     Start(u8),
+    /// What the shared log holds goes to the journal files, at a start.
+    Lay,
+    Laid,
+    /// A part of a slot is made void, at a start.
+    VoidSlot(usize),
+    VoidedSlots(usize),
     /// A block of a journal file is made void at a start.
     Void,
     Store(StoreOp),
+    Move(MoveOp),
+    MovedSync,
+    FreeSlot(u32),
     FileSync,
     State,
     Apply,
@@ -70,6 +83,7 @@ pub struct DestinationNode {
     loose_ends: Vec<(usize, u64)>,
     pub promoted: Option<Mark>,
     pub plan: StagingPlan,
+    pub nvram: Nvram,
     /// A promote has begun in this run, and whether it serves the images as they were before a resync.
     promoting: bool,
     pub serves_base: bool,
@@ -100,7 +114,7 @@ fn half_at(half: usize) -> Place {
 }
 
 impl DestinationNode {
-    pub fn new(disks: Vec<Disk>, plan: StagingPlan) -> DestinationNode {
+    pub fn new(disks: Vec<Disk>, plan: StagingPlan, nvram: Nvram) -> DestinationNode {
         DestinationNode {
             io: Io::new(disks),
             core: None,
@@ -108,6 +122,7 @@ impl DestinationNode {
             loose_ends: Vec::new(),
             promoted: None,
             plan,
+            nvram,
             promoting: false,
             serves_base: false,
             takes_over: false,
@@ -128,7 +143,7 @@ impl DestinationNode {
 
     /// What if it were another machine with these disks?
     pub fn ghost(&self) -> DestinationNode {
-        DestinationNode { io: self.io.clone(), ..DestinationNode::new(Vec::new(), self.plan) }
+        DestinationNode { io: self.io.clone(), ..DestinationNode::new(Vec::new(), self.plan, self.nvram.clone()) }
     }
 
     pub fn down(&self) -> bool {
@@ -137,7 +152,7 @@ impl DestinationNode {
 
     /// Begins a start as the engine does: what can be read is made stable, then read.
     pub fn start(&mut self, cx: &mut Context) -> Result<(), Damage> {
-        (0..=LOG).for_each(|disk| self.io.sync_now(disk));
+        (0..=NVRAM).for_each(|disk| self.io.sync_now(disk));
         let found = newest(Role::Destination, self.io.disks[SUPERBLOCKS].words(), &cx.vault);
         let (mut superblock, torn) = found.expect("the destination has no state any more");
         cx.met.count_if(torn, Rare::DestinationTornState);
@@ -145,6 +160,11 @@ impl DestinationNode {
             self.memory[half].clear();
             self.memory[half].extend_from_slice(self.io.disks[half].words());
         }
+        let laid = self.nvram.laid(&self.io.disks, &superblock, &cx.vault);
+        for (half, at, words) in &laid {
+            self.memory[*half][*at..*at + words.len()].copy_from_slice(words);
+        }
+        cx.met.count_if(!laid.is_empty(), Rare::FoundInNvram);
         let shelf = Shelf { halves: [&self.memory[0], &self.memory[1]], vault: &cx.vault };
         let recovered = if superblock.promoted {
             // The images are served, and whoever serves them looks into the journal files; nobody writes to them any more.
@@ -168,12 +188,19 @@ impl DestinationNode {
         let touched = scan(&superblock, self.io.disks[LOG].words(), &cx.vault);
         let touched = touched.unwrap_or_else(|damage| panic!("the staging log is {damage}"));
         superblock.generation += 2;
-        self.starting = Some(Destination::recover(superblock, self.plan, touched, recovered, |found| {
+        let slot_bytes = self.nvram.slot_bytes();
+        let core = Destination::recover(superblock, self.plan, touched, recovered, |found| {
             let (half, position) = (found.header.fill.half(), found.header.position);
             let block = shelf.block(half, position).expect("a header that was found");
             recovery::records(&found.header, block, Place(half_at(half).0 + position + BLOCK_BYTES as u64))
-        }));
-        self.write_copy(Op::Start(0), 1, cx);
+        });
+        self.starting = Some(match slot_bytes {
+            Some(slot_bytes) => core.with_nvram(slot_bytes),
+            None => core,
+        });
+        if !self.nvram.begin(laid, &mut self.io) {
+            self.write_copy(Op::Start(0), 1, cx);
+        }
         Ok(())
     }
 
@@ -182,6 +209,8 @@ impl DestinationNode {
         let applying = self.core.as_ref().is_some_and(|core| core.applies_under_way() > 0);
         cx.met.count_if(applying, Rare::DestinationCrashedInApply);
         cx.met.count_if(self.starting.is_some(), Rare::DestinationCrashedInRecovery);
+        let laying = self.io.any(|op| matches!(op, Op::Lay | Op::Laid | Op::VoidSlot(_) | Op::VoidedSlots(_)));
+        cx.met.count_if(laying, Rare::CrashedInEmptying);
         if let Some(core) = &self.core {
             let staging = core.superblock().staging.phase == Phase::Staging;
             cx.met.count_if(staging, Rare::DestinationCrashedInStaging);
@@ -189,6 +218,9 @@ impl DestinationNode {
             let appends = core.appends_under_way() > 0 || self.io.any(|op| matches!(op, Op::StagingSync));
             cx.met.count_if(appends, Rare::DestinationCrashedInAppend);
             cx.met.count_if(core.drains_under_way() > 0, Rare::DestinationCrashedInDrain);
+            cx.met.count_if(self.io.any(|op| matches!(op, Op::Move(_))), Rare::CrashedInMove);
+            let freeing = self.io.any(|op| matches!(op, Op::FreeSlot(_)));
+            cx.met.count_if(freeing, Rare::CrashedInFree);
         }
         (self.settling, self.promoting, self.takes_over) = (false, false, false);
         self.sums.clear();
@@ -218,6 +250,12 @@ impl DestinationNode {
             return Err(());
         }
         match op {
+            Op::Lay | Op::Laid | Op::VoidSlot(_) | Op::VoidedSlots(_) => {
+                if self.nvram.go_on(op, &mut self.io) {
+                    self.write_copy(Op::Start(0), 1, cx);
+                }
+                return Ok(true);
+            }
             Op::Start(0) => {
                 self.write_copy(Op::Start(1), 0, cx);
                 return Ok(true);
@@ -251,8 +289,14 @@ impl DestinationNode {
         cx.met.count_if(full, Rare::StagingNoRoom);
         let written = if full { Written::NoRoom } else { Written::All };
         match op {
-            Op::Start(_) | Op::Void => {}
+            Op::Start(_) | Op::Void | Op::Lay | Op::Laid | Op::VoidSlot(_) | Op::VoidedSlots(_) => {}
             Op::Store(op) => core.handle_stored(op, &mut self.effects),
+            Op::Move(op) => core.handle_moved(op),
+            Op::MovedSync => core.handle_moved_synced(&mut self.effects),
+            Op::FreeSlot(slot) => {
+                core.handle_slot_freed(slot);
+                self.nvram.give(slot);
+            }
             Op::FileSync => core.handle_file_synced(&mut self.effects),
             Op::State => core.handle_state_written(&mut self.effects),
             Op::Apply => core.handle_applied(),
@@ -374,7 +418,10 @@ impl DestinationNode {
         let ahead = matches!(signal, Signal::Resume { common, .. } if common != core.stored());
         let outcome = core.handle_signal(cx.now, signal, &mut rescan, &mut self.effects);
         if let Err(reason) = outcome {
-            assert!(core.staging_trouble().is_some(), "the destination hangs up at {signal:?}: {reason}");
+            // A source may hand over while the end of a resync is still on its way to the images here.
+            let early = matches!(signal, Signal::TakeOver { .. }) && core.superblock().staging.phase != Phase::Direct;
+            let expected = early || core.staging_trouble().is_some();
+            assert!(expected, "the destination hangs up at {signal:?}: {reason}");
             return false;
         }
         match signal {
@@ -452,6 +499,8 @@ impl DestinationNode {
                 match effect {
                     Effect::Report(report) => link.send_to_source(Message::Report(report)),
                     Effect::SyncFile(half) => self.io.sync(Op::FileSync, &[half]),
+                    Effect::SyncMoved(half) => self.io.sync(Op::MovedSync, &[half]),
+                    Effect::FreeSlot(slot) => self.nvram.free(slot, &mut self.io),
                     Effect::WriteState(block, offset) => {
                         let words = cx.vault.keep(&block, BLOCK_BYTES).to_vec();
                         self.io.write(Op::State, SUPERBLOCKS, offset as usize / SECTOR, words, true);
@@ -497,14 +546,51 @@ impl DestinationNode {
         let phase = core.superblock().staging.phase;
         let given_up = before == Phase::Staging && phase == Phase::Draining && !core.superblock().whole;
         cx.met.count_if(given_up, Rare::StagingFullGivenUp);
-        while let Some(op) = core.next_store() {
-            let mut words = self.io.words();
-            words.extend_from_slice(&self.memory[op.half][op.start as usize / SECTOR..op.end as usize / SECTOR]);
-            self.io.write(Op::Store(op), op.half, op.start as usize / SECTOR, words, op.stable);
-        }
+        self.pump_stores(cx);
         self.pump_images(cx);
         self.pump_log(cx);
         self.pump_sums();
+    }
+
+    /// What goes into the shared log, into the journal files, and from one to the other.
+    fn pump_stores(&mut self, cx: &mut Context) {
+        let Some(core) = &mut self.core else { return };
+        loop {
+            // Others may have taken all there are.
+            if core.wants_slot()
+                && !cx.rng.chance(100)
+                && let Some(slot) = self.nvram.take()
+            {
+                core.handle_slot(slot);
+            }
+            let Some(op) = core.next_store() else { break };
+            let mut words = self.io.words();
+            let (mut disk, mut at) = (op.half, op.start as usize / SECTOR);
+            if let Some(place) = op.log {
+                cx.met.count(Rare::StoredInNvram);
+                (disk, at) = (NVRAM, self.nvram.offset(place.slot) + place.at as usize / SECTOR);
+                if let Some((fill, before)) = place.begins {
+                    let head = SlotHead {
+                        log: Id::default(),
+                        source: core.superblock().source,
+                        fill,
+                        start: op.start,
+                        before,
+                    };
+                    words.extend_from_slice(&cx.vault.keep(&head.encode(), BLOCK_BYTES));
+                    at -= BLOCK;
+                }
+            } else {
+                cx.met.count_if(self.nvram.used, Rare::PastNvram);
+            }
+            words.extend_from_slice(&self.memory[op.half][op.start as usize / SECTOR..op.end as usize / SECTOR]);
+            self.io.write(Op::Store(op), disk, at, words, op.stable);
+        }
+        while let Some(op) = core.next_move() {
+            let mut words = self.io.words();
+            words.extend_from_slice(&self.memory[op.half][op.start as usize / SECTOR..op.end as usize / SECTOR]);
+            self.io.write(Op::Move(op), op.half, op.start as usize / SECTOR, words, false);
+        }
     }
 
     /// What goes to the images from the halves.

@@ -1,6 +1,6 @@
 //! Disks with a volatile cache, and what is under way on them.
 
-use crate::content::Word;
+use crate::content::{Word, torn};
 use crate::rng::Rng;
 
 /// What a crash does to a machine.
@@ -30,6 +30,9 @@ pub struct Disk {
     settled: u64,
     /// A file that becomes longer where it is written beyond its end.
     grows: bool,
+    /// Persistent memory: a store ends with a fence, so what is complete is stable. What isn't is torn between any two of its
+    /// words of 8 bytes, not only between sectors.
+    pub persistent: bool,
 }
 
 impl Disk {
@@ -73,7 +76,7 @@ impl Disk {
 
     fn write(&mut self, at: usize, words: &[Word], stable: bool) {
         self.view[at..at + words.len()].copy_from_slice(words);
-        if stable && self.cache.is_empty() {
+        if (stable || self.persistent) && self.cache.is_empty() {
             self.stable[at..at + words.len()].copy_from_slice(words);
         } else {
             let cached = |(index, word): (usize, &Word)| Cached { sector: (at + index) as u32, word: *word, stable };
@@ -230,8 +233,11 @@ impl<Op: Copy> Io<Op> {
         let arrived_per_mille = rng.pick(&[0, 500, 950, 1000]);
         for (_, work) in self.under_way.drain(..) {
             if let Work::Write { disk, at, words, .. } = work {
+                let persistent = self.disks[disk].persistent;
                 for (index, word) in words.iter().enumerate() {
-                    if rng.chance(arrived_per_mille) {
+                    if persistent && rng.chance(100) {
+                        self.disks[disk].write(at + index, &[torn(rng)], false);
+                    } else if rng.chance(arrived_per_mille) {
                         self.disks[disk].write(at + index, &[*word], false);
                     }
                 }

@@ -148,6 +148,7 @@ pub fn rot(pair: &Pair, cx: &mut Context) {
     } else {
         let mut io = pair.mirror.io.clone();
         io.crash(Crash::Kill, &mut cx.rng);
+        pair.mirror.nvram.lay_over(&mut io.disks, &cx.vault);
         (Role::Destination, io.disks)
     };
     match cx.rng.below(10) {

@@ -3,12 +3,12 @@
 use crate::client::Habits;
 use crate::content::{SECTOR, Word};
 use crate::context::Context;
-use crate::destination::DestinationNode;
+use crate::destination::{DestinationNode, Nvram};
 use crate::disk::{Crash, Faults};
 use crate::link::{Link, Message};
 use crate::model::{Model, Volumes};
 use crate::rare::Rare;
-use crate::source::{SUPERBLOCKS, SourceNode, VOLUMES, disks, newest};
+use crate::source::{LOG, MAP, NVRAM, SUPERBLOCKS, SourceNode, VOLUMES, disks, newest};
 use nbd_mirror::core::Durability;
 use nbd_mirror::core::destination::{StagingPlan, State as FillState};
 use nbd_mirror::core::policy::{OnDisconnect, Policy};
@@ -92,6 +92,7 @@ pub struct Pair {
     pub faults: Faults,
     weights: [u64; EVENTS.len()],
     identity: Superblock,
+    persistent: Persistent,
     /// The worst that happened to each machine since it last held everything.
     source_down: Crash,
     mirror_lost: bool,
@@ -101,6 +102,19 @@ pub struct Pair {
     /// The operator wants a promote.
     promoting: bool,
     tokens: u64,
+}
+
+/// What is on persistent memory.
+struct Persistent {
+    journal: bool,
+    files: bool,
+    nvram: bool,
+}
+
+impl Persistent {
+    fn choose(cx: &mut Context) -> Persistent {
+        Persistent { journal: cx.rng.chance(250), files: cx.rng.chance(150), nvram: cx.rng.chance(500) }
+    }
 }
 
 /// Volumes with something on them, or nothing.
@@ -145,7 +159,8 @@ impl Pair {
         let source = SourceNode::new(shape, disks(&identity, base.clone(), &mut cx.vault));
         let mut pair = Pair {
             source,
-            mirror: DestinationNode::new(Vec::new(), plan(cx)),
+            mirror: DestinationNode::new(Vec::new(), plan(cx), Nvram::none()),
+            persistent: Persistent::choose(cx),
             model: Model::new(base, Digest(0)),
             promoted: None,
             link: Link::default(),
@@ -164,6 +179,7 @@ impl Pair {
             promoting: false,
             tokens: 0,
         };
+        pair.source.io.disks[..=MAP].iter_mut().for_each(|disk| disk.persistent = pair.persistent.journal);
         pair.wipe(cx);
         pair
     }
@@ -173,7 +189,10 @@ impl Pair {
         let superblock = Superblock { role: Role::Destination, ..self.identity.clone() };
         let junk = cx.rng.pick(&[0, u64::MAX >> 3]);
         let images = superblock.volumes.iter().map(|volume| vec![junk; volume.size_bytes as usize / SECTOR]).collect();
-        self.mirror = DestinationNode::new(disks(&superblock, images, &mut cx.vault), plan(cx));
+        let disks = disks(&superblock, images, &mut cx.vault);
+        self.mirror = DestinationNode::new(disks, plan(cx), Nvram::choose(cx));
+        self.mirror.io.disks[NVRAM].persistent = self.persistent.nvram;
+        self.mirror.io.disks[..LOG].iter_mut().for_each(|disk| disk.persistent = self.persistent.files);
         self.mirror_lost = false;
         self.link.destination_died(&mut cx.rng);
     }
@@ -516,6 +535,7 @@ impl Pair {
         if cx.rng.chance(200) {
             // The operator has changed the configuration.
             self.mirror.plan = plan(cx);
+            self.mirror.nvram.used = cx.rng.chance(500);
         }
         self.mirror.start(cx).unwrap_or_else(|damage| panic!("the destination's journal files: {damage}"));
         if let Some((node, model)) = self.promoted.as_mut().filter(|(node, _)| node.down()) {

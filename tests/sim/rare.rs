@@ -205,6 +205,18 @@ rare! {
     LiveBase,
     /// what a reader got from an image was written meanwhile, and read again
     LiveReadAgain,
+    /// frames were stored in the shared log
+    StoredInNvram,
+    /// frames found no room there
+    PastNvram,
+    /// a destination started and found frames in the shared log
+    FoundInNvram,
+    /// a destination crashed while frames were moved from the shared log
+    CrashedInMove,
+    /// a destination crashed while a slot was given back
+    CrashedInFree,
+    /// a destination crashed while a start emptied the shared log
+    CrashedInEmptying,
     /// a reader was refused, for after its start a destination doesn't know which fills are complete
     LiveUnsure,
 }

@@ -34,7 +34,10 @@ use std::time::Duration;
 pub const SUPERBLOCKS: usize = 2;
 pub const MAP: usize = 3;
 pub const LOG: usize = 3;
-pub const VOLUMES: usize = 4;
+pub const NVRAM: usize = 4;
+pub const VOLUMES: usize = 5;
+/// Bytes of a destination's shared log.
+pub const NVRAM_BYTES: usize = 3 << 20;
 /// Messages that may wait to be delivered.
 const SEND_WINDOW: usize = 12;
 /// Device writes of a flush or an apply under way, on time and late.
@@ -141,6 +144,8 @@ pub fn disks(superblock: &Superblock, volumes: Vec<Vec<Word>>, vault: &mut Vault
         }
         Role::Destination => Disk::file(),
     });
+    let nvram = if superblock.role == Role::Destination { NVRAM_BYTES / SECTOR } else { 0 };
+    disks.push(Disk::new(vec![0; nvram]));
     disks.extend(volumes.into_iter().map(Disk::new));
     disks
 }

@@ -431,6 +431,7 @@ impl Driver {
                 Effect::Report(report) => self.reported(report),
                 // Whether it is promoted is another event's to decide.
                 Effect::TakeOver => {}
+                Effect::SyncMoved(_) | Effect::FreeSlot(_) => unreachable!("there is no shared log"),
                 Effect::SyncFile(half) => {
                     let frames = self.frames.iter().filter(|frame| frame.written && frame.mark.fill.half() == half);
                     self.ops.push(Op::FileSync(frames.map(|frame| frame.mark).collect()));

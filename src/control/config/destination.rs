@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::limits::MIN_NVRAM_BYTES;
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
@@ -28,12 +29,13 @@ pub struct DestinationConfig {
     /// What a resync does that the staging log has no room for.
     #[serde(default)]
     pub resync_staging: ResyncStaging,
-    /// Fast log shared by all sources. Not in this version: [`DestinationConfig::validate`]
-    /// refuses it.
+    /// Log shared by all sources, in which frames are stored first: a file or a block device on memory or a disk that is
+    /// faster than the journal files'.
+    #[serde(default, deserialize_with = "values::optional_path")]
     pub nvram: Option<PathBuf>,
-    /// Key `nvram_size`: size of the log where it is a file, in bytes. Not in this version.
-    #[serde(rename = "nvram_size", default, deserialize_with = "values::optional_size_bytes")]
-    pub nvram_size_bytes: Option<u64>,
+    /// Key `nvram_size`: size of the log where it is a file, in bytes; at least [`MIN_NVRAM_BYTES`]. Of a device all is used.
+    #[serde(rename = "nvram_size", default = "default_nvram_bytes", deserialize_with = "values::size_bytes")]
+    pub nvram_size_bytes: u64,
     /// Sections `[[source]]`, at least one.
     #[serde(rename = "source", default)]
     pub sources: Vec<MirroredSource>,
@@ -58,6 +60,10 @@ pub enum ResyncStaging {
 
 fn default_staging_bytes() -> u64 {
     8 << 30
+}
+
+fn default_nvram_bytes() -> u64 {
+    1 << 30
 }
 
 /// One section `[[source]]` of a destination.
@@ -116,7 +122,7 @@ impl DestinationConfig {
             staging_size_bytes: default_staging_bytes(),
             resync_staging: ResyncStaging::default(),
             nvram: None,
-            nvram_size_bytes: None,
+            nvram_size_bytes: default_nvram_bytes(),
             sources: vec![mirrored],
             nbd: Some(source.nbd.clone()),
             admin: source.admin.clone(),
@@ -153,10 +159,11 @@ impl DestinationConfig {
     /// # Errors
     /// The first key that is wrong, with the remedy.
     pub fn validate(&self) -> anyhow::Result<()> {
-        if self.nvram.is_some() || self.nvram_size_bytes.is_some() {
+        if self.nvram_size_bytes < MIN_NVRAM_BYTES {
             bail!(
-                "nvram, nvram_size: this version stores straight into the journal files: \
-                 leave both keys out"
+                "nvram_size is {}: it must be at least {}",
+                format_bytes(self.nvram_size_bytes),
+                format_bytes(MIN_NVRAM_BYTES)
             );
         }
         if self.staging_size_bytes < MIN_STAGING_BYTES {

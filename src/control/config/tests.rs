@@ -281,11 +281,11 @@ fn a_destination_needs_sources_and_volumes() {
 }
 
 #[test]
-fn nvram_is_refused_with_the_remedy() {
-    for key in ["nvram = '/dev/pmem0'", "nvram_size = '1GiB'"] {
-        let error = destination_error(&format!("{key}\n{DESTINATION}"));
-        says(&error, &["nvram", "leave both keys out"]);
-    }
+fn nvram_has_a_path_and_a_size_that_is_worth_it() {
+    let config = DestinationConfig::parse(&format!("nvram = '/dev/pmem0'\n{DESTINATION}")).unwrap();
+    assert_eq!((config.nvram, config.nvram_size_bytes), (Some("/dev/pmem0".into()), 1 << 30));
+    says(&destination_error(&format!("nvram = ''\n{DESTINATION}")), &["nvram", "the path is empty"]);
+    says(&destination_error(&format!("nvram_size = '1MiB'\n{DESTINATION}")), &["nvram_size is 1MiB", "at least 64MiB"]);
 }
 
 #[test]

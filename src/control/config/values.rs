@@ -222,8 +222,8 @@ pub(super) fn size_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u
     deserializer.deserialize_any(SizeVisitor)
 }
 
-pub(super) fn optional_size_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    size_bytes(deserializer).map(Some)
+pub(super) fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    path(deserializer).map(Some)
 }
 
 /// A size is a plain integer or a text with a unit.

@@ -10,8 +10,11 @@ use super::super::{admin, handshake, status};
 use crate::core::Durability;
 use crate::core::policy::Policy;
 use crate::core::recovery::hello;
-use crate::engine::command::{Commands, DestinationCommand, DestinationStatus, LinkState, SourceCommand, SourceStatus};
+use crate::engine::command::{
+    Commands, DestinationCommand, DestinationStatus, LinkState, Logged, SourceCommand, SourceStatus,
+};
 use crate::engine::destination::{self as engine, Ended, Folder, Image, Promotion, StagingPlan, rejoin};
+use crate::engine::nvram::Share;
 use crate::engine::source::{self as serving, Birth, Plan, Promoted};
 use crate::format::ids::Epoch;
 use crate::format::nbd::ExportShape;
@@ -69,6 +72,8 @@ pub(super) struct Node {
     pub unwatched: bool,
     /// Whether images may be read while they are mirrored.
     pub live: bool,
+    /// The log where frames go first, if there is one.
+    pub share: Option<Share>,
 }
 
 /// How promoted images are served.
@@ -92,6 +97,7 @@ pub(super) struct Mirror {
     plan: StagingPlan,
     /// Whether images may be read while they are mirrored: whether there is an address to do so.
     live: bool,
+    share: Option<Share>,
     exports: Exports,
     state: Mutex<State>,
     /// One for each engine: they end when it has let go of everything.
@@ -125,6 +131,7 @@ impl Mirror {
             },
             plan,
             live: node.live,
+            share: node.share,
             exports,
             state: Mutex::new(State::Empty(Vec::new())),
             engines: std::sync::Mutex::default(),
@@ -157,9 +164,9 @@ impl Mirror {
 
     /// Starts the engine that receives, and a task that sees how it ends.
     async fn receive(self: Arc<Mirror>, folder: Folder, images: Vec<Image>) -> anyhow::Result<State> {
-        let (plan, live) = (self.plan, self.live);
+        let (plan, live, share) = (self.plan, self.live, self.share.clone());
         let Superblock { volumes, lineage, epoch, .. } = folder.superblock().clone();
-        let handle = tokio::task::spawn_blocking(move || engine::spawn(folder, images, plan, live)).await??;
+        let handle = tokio::task::spawn_blocking(move || engine::spawn(folder, images, plan, live, share)).await??;
         let engine::Handle { commands, refusal, ended } = handle;
         let mut exports = Vec::new();
         for (volume, facts) in volumes.into_iter().enumerate().filter(|_| live) {
@@ -528,6 +535,7 @@ impl Mirror {
             "received_bytes": counters.written_bytes, "stored_bytes": counters.journal_bytes,
             "applied_bytes": counters.flushed_bytes, "journal_writes": counters.journal_writes,
             "halves": status::halves(&status.halves), "volumes": self.volumes(Some(superblock)),
+            "nvram": status.logged.map(logged),
             "exports": exports, "clients": status.clients, "read_record": status.live.ok(),
             "read_refusal": status.live.err().map(|reason| reason.to_string()),
         })
@@ -569,6 +577,13 @@ impl Mirror {
     fn watch(&self, engine: JoinHandle<()>) {
         self.engines.lock().unwrap_or_else(PoisonError::into_inner).push(engine);
     }
+}
+
+/// What of a source is in the shared log.
+fn logged(logged: Logged) -> Value {
+    json!({
+        "logged_bytes": logged.logged_bytes, "own_bytes": logged.own_bytes, "bypassed_writes": logged.bypassed_writes,
+    })
 }
 
 /// What is to be said of an image that was promoted although it isn't what the source answered last.

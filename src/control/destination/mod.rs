@@ -10,12 +10,13 @@ use super::exports::{self, Exports};
 use super::signals::Signals;
 use super::{handshake, listen, metrics, notify, seat, status};
 use crate::engine::disk::make_folder;
+use crate::engine::nvram::{self, Log};
 use crate::format::ids::Epoch;
 use crate::format::wire::{Verdict, Welcome};
 use anyhow::{Context as _, bail};
 use mirror::Mirror;
 pub use offline::promote as promote_offline;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -38,10 +39,12 @@ pub(super) async fn run_until(config: DestinationConfig, init: bool, signals: &m
     let exports = Exports::default();
     let mut mirrors = Vec::new();
     let plan = mirror::staging_plan(&config);
-    for source in &config.sources {
+    let log = open_log(&config, init).await?;
+    for (number, source) in config.sources.iter().enumerate() {
+        let share = log.as_ref().map(|log| log.share(number));
         let mirror = Mirror::start(
             source,
-            mirror::Node { admin: config.admin.clone(), unwatched: false, live: config.nbd.is_some() },
+            mirror::Node { admin: config.admin.clone(), unwatched: false, live: config.nbd.is_some(), share },
             &config.journal_dir,
             plan,
             exports.clone(),
@@ -49,7 +52,7 @@ pub(super) async fn run_until(config: DestinationConfig, init: bool, signals: &m
         );
         mirrors.push(mirror.await?);
     }
-    let daemon = Arc::new(Daemon { mirrors, complaint: Mutex::default() });
+    let daemon = Arc::new(Daemon { mirrors, log, complaint: Mutex::default() });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(accept(listen::bind_tcp(&config.listen).await?, daemon.clone()));
     for address in config.nbd.iter().flat_map(|nbd| &nbd.listen) {
@@ -69,6 +72,14 @@ pub(super) async fn run_until(config: DestinationConfig, init: bool, signals: &m
         mirror.stop().await;
     }
     Ok(())
+}
+
+/// The shared log, if there is to be one; what it holds, or one that was used before, is put into the journal files.
+async fn open_log(config: &DestinationConfig, init: bool) -> anyhow::Result<Option<Arc<Log>>> {
+    let path = config.nvram.clone();
+    let wanted = path.map(|path| nvram::Wanted { path, size_bytes: config.nvram_size_bytes });
+    let (journal_dir, sources) = (config.journal_dir.clone(), config.sources.len());
+    tokio::task::spawn_blocking(move || nvram::open(wanted.as_ref(), &journal_dir, sources, init)).await?
 }
 
 /// Accepts sources for good, each in a task of its own.
@@ -93,6 +104,7 @@ async fn accept(listener: TcpListener, daemon: Arc<Daemon>) {
 
 struct Daemon {
     mirrors: Vec<Arc<Mirror>>,
+    log: Option<Arc<Log>>,
     complaint: Mutex<String>,
 }
 
@@ -148,6 +160,14 @@ impl Daemon {
     }
 }
 
+/// The shared log, for the status.
+fn describe_log(log: &Log) -> Value {
+    json!({
+        "path": log.disk().path(), "size_bytes": log.head().log_bytes(), "slot_bytes": log.head().slot_bytes,
+        "own_bytes": log.own_bytes(),
+    })
+}
+
 impl Handler for Daemon {
     fn handle(&self, request: Request) -> Answer<'_> {
         Box::pin(async move {
@@ -157,7 +177,10 @@ impl Handler for Daemon {
                     for mirror in &self.mirrors {
                         sources.push(mirror.status().await);
                     }
-                    Ok(json!({ "role": "destination", "resident": status::resident(), "sources": sources }))
+                    let log = self.log.as_ref().map(|log| describe_log(log));
+                    Ok(json!({
+                        "role": "destination", "resident": status::resident(), "nvram": log, "sources": sources,
+                    }))
                 }
                 Request::Sync => seat::sync(&self.mirror(None)?.serving().await?).await,
                 Request::Set { on_disconnect, timeout_ms } => {

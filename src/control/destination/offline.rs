@@ -20,7 +20,10 @@ pub async fn promote(config: &DestinationConfig, source: &str, force: bool) -> a
     })?;
     let mirrored = crate::control::config::MirroredSource { peer: None, ..configured.clone() };
     let plan = mirror::staging_plan(config);
-    let node = mirror::Node { admin: config.admin.clone(), unwatched: true, live: false };
+    let node = mirror::Node { admin: config.admin.clone(), unwatched: true, live: false, share: None };
+    // What a log holds belongs into the journal files first; from then on none is used.
+    let journal_dir = config.journal_dir.clone();
+    tokio::task::spawn_blocking(move || crate::engine::nvram::empty(&journal_dir)).await??;
     let mirror = Mirror::start(&mirrored, node, &config.journal_dir, plan, Exports::default(), false).await?;
     let promoted = async {
         let data = match mirror.serving().await {

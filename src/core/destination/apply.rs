@@ -15,6 +15,7 @@ impl Destination {
         self.seal_to_promote();
         self.seal_to_settle();
         self.sync_if_due(effects);
+        self.move_on(effects);
         self.restart_on(effects);
         self.append_on(effects);
         self.drain_on(effects);
@@ -35,7 +36,8 @@ impl Destination {
         let fill = self.superblock.clean.fill.next();
         let direct = self.direct() && !self.hands_over();
         let half = &mut self.halves[fill.half()];
-        if direct && half.fill == fill && half.state == State::Sealed && !half.retiring {
+        // Also one with nothing to write isn't done with as long as the log names it: slots of a clean fill are nobody's.
+        if direct && half.fill == fill && half.state == State::Sealed && half.logged == 0 && !half.retiring {
             match half.flusher.step(&half.index) {
                 Step::Sync(volumes) => {
                     effects.extend(flush::volumes(volumes).map(Effect::SyncImage));
@@ -58,7 +60,7 @@ impl Destination {
         let half = &mut self.halves[fill.half()];
         // Only what is complete and stable in the journal file may touch an image: else a power cut could leave a
         // mixture there that nothing can repair.
-        let stable = !half.volatile || sings(Bug::ApplyVolatile);
+        let stable = half.settled() || sings(Bug::ApplyVolatile);
         let ready = half.state == State::Sealed && half.stored == half.received && stable;
         if !direct || half.fill != fill || !ready || half.retiring {
             return None;

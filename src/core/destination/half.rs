@@ -24,9 +24,9 @@ pub struct Half {
     pub state: State,
     /// Bytes of frames received and verified.
     pub received: u64,
-    /// Bytes handed to the journal file.
+    /// Bytes handed to the journal file, or to the shared log.
     pub handed: u64,
-    /// Bytes in the journal file.
+    /// Bytes in the journal file, or in the shared log.
     pub stored: u64,
     /// Its stored records.
     pub index: Index,
@@ -38,6 +38,8 @@ pub struct Half {
     pub(super) whole: bool,
     /// Whether it was written without being made stable since.
     pub(super) volatile: bool,
+    /// Slots of the shared log that hold frames of it.
+    pub(super) logged: u32,
     pub(super) flusher: Flusher,
     /// Whether the superblock that calls it applied, or staged, is being written.
     pub(super) retiring: bool,
@@ -56,6 +58,7 @@ impl Half {
             last: Mark::default(),
             whole: false,
             volatile: false,
+            logged: 0,
             flusher: Flusher::default(),
             retiring: false,
         }
@@ -63,7 +66,12 @@ impl Half {
 
     /// Whether it is complete, and all of it stable in its journal file.
     pub(super) fn ready(&self) -> bool {
-        self.state == State::Sealed && self.stored == self.received && !self.volatile
+        self.state == State::Sealed && self.stored == self.received && self.settled()
+    }
+
+    /// Whether all that is stored of it is stable in its journal file.
+    pub(super) fn settled(&self) -> bool {
+        !self.volatile && self.logged == 0
     }
 
     /// The word in status.

@@ -6,6 +6,7 @@
 //! - `apply`: sealed fills go to the images.
 //! - `staging`: while a resync goes on they go to the staging log instead, so that the images stay as they were.
 //! - `drain`: once the resync is whole, the log goes to the images.
+//! - `nvram`: what of it is in the shared log, and on its way to the journal files.
 //! - `sums`: what the source asks of the contents.
 //! - `heard`: what the source said of itself, and what a promote may lack by it.
 //! - `live`: what may be read of the images meanwhile.
@@ -19,6 +20,7 @@ mod half;
 mod heard;
 mod live;
 mod meet;
+mod nvram;
 mod promote;
 mod receive;
 mod staging;
@@ -30,6 +32,8 @@ mod tests;
 pub use half::{Half, State};
 pub use heard::Heard;
 pub use live::{Unreadable, View};
+pub use nvram::{LogPlace, MoveOp};
+pub use receive::MAX_STORES;
 pub use staging::{AppendOp, StagingPlan, Written};
 pub use sums::Ask;
 
@@ -45,6 +49,7 @@ use crate::format::wire::{Report, Verdict, Welcome};
 use crate::limits::MAX_BOUNDARIES;
 use live::Live;
 use meet::Settling;
+use nvram::Nvram;
 use staging::Log;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -57,6 +62,11 @@ pub enum Effect {
     Report(Report),
     /// Make everything written to this half's journal file stable and report [`Destination::handle_file_synced`].
     SyncFile(usize),
+    /// Make the frames stable that were moved to this half's journal file, and report
+    /// [`Destination::handle_moved_synced`].
+    SyncMoved(usize),
+    /// Make this slot of the shared log void, durably, and report [`Destination::handle_slot_freed`].
+    FreeSlot(u32),
     /// Write this block to the state file, durably, and report [`Destination::handle_state_written`].
     WriteState(Box<Block>, u64),
     /// Write a block of zeros into this half's file at this position, durably, and report
@@ -83,7 +93,7 @@ pub enum Effect {
     Applied(Mark),
 }
 
-/// A write to a journal file.
+/// A write to a journal file, or to the shared log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreOp {
     /// The half, and thus the file.
@@ -92,8 +102,10 @@ pub struct StoreOp {
     pub start: u64,
     /// Where it ends.
     pub end: u64,
-    /// Whether it must be on stable storage when it completes.
+    /// Whether it must be on stable storage when it completes; in the shared log it always must.
     pub stable: bool,
+    /// Where it goes in the shared log. `None`: to the journal file.
+    pub log: Option<LogPlace>,
 }
 
 /// A frame that is verified but not stored.
@@ -170,6 +182,7 @@ pub struct Destination {
     /// That mark, as long as the state isn't being written that says so.
     restarting: Option<Mark>,
     log: Log,
+    nvram: Option<Nvram>,
     asks: Asks,
     live: Live,
     promoting: bool,
@@ -214,6 +227,7 @@ impl Destination {
             starting_over: false,
             restarting: None,
             log: Log::new(plan, touched),
+            nvram: None,
             asks: Asks::default(),
             live: Live::default(),
             promoting: false,
@@ -321,7 +335,8 @@ impl Destination {
     /// if it had been acknowledged.
     fn idle(&self) -> bool {
         let volatile = self.halves.iter().any(|half| half.state != State::Clean && half.volatile);
-        let storing = !self.writing.is_empty() || self.syncing.is_some() || self.erasing > 0 || volatile;
+        let logged = self.nvram.as_ref().is_some_and(|nvram| !nvram.is_empty());
+        let storing = !self.writing.is_empty() || self.syncing.is_some() || self.erasing > 0 || volatile || logged;
         !storing && !self.state_writing && self.restarting.is_none() && self.asks.under_way == 0
     }
 

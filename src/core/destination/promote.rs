@@ -6,6 +6,7 @@
 //!   and is dropped.
 //! - A whole resync is being drained: all of it goes to the images first.
 
+use super::nvram::Nvram;
 use super::{Destination, Effect, Half, State};
 use crate::canary::{Bug, sings};
 use crate::format::superblock::{Phase, Staging};
@@ -36,6 +37,7 @@ impl Destination {
             && !self.state_writing
             && !self.log.restart_staging
             && self.erasing == 0
+            && self.nvram.as_ref().is_none_or(Nvram::is_empty)
             // Whoever serves the images writes to them.
             && !(self.hands_over() && self.applies_under_way() > 0)
     }

@@ -6,6 +6,7 @@
 use super::super::Place;
 use super::super::recovery::{Rescanned, follows};
 use super::heard::stamp;
+use super::nvram::Nvram;
 use super::{Destination, Effect, Half, Pending, State, StoreOp, Writing};
 use crate::canary::{Bug, sings};
 use crate::format::frame::{FLAG_STABLE, FLAG_SYNC, Header, Record};
@@ -16,8 +17,8 @@ use std::time::Duration;
 
 /// Bytes that make another journal write worth its system call while others are under way.
 const GATHER_BYTES: u64 = 32 << 10;
-/// Journal writes under way at which frames gather even so.
-const BUSY: usize = 4;
+/// Journal writes under way at which frames gather even so: there are never more.
+pub const MAX_STORES: usize = 4;
 
 impl Destination {
     /// A source was welcomed, at this moment or later.
@@ -155,19 +156,27 @@ impl Destination {
         let gathered = half.received - half.handed;
         let under_way = self.writing.len();
         let waits = self.starting_over && !sings(Bug::RestartVolatile);
-        if waits || self.erasing > 0 || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= BUSY)) {
+        if waits || self.erasing > 0 || (under_way > 0 && (gathered < GATHER_BYTES || under_way >= MAX_STORES)) {
             return None;
         }
-        let fill = first.mark.fill;
-        let frames = self.pending.iter().skip(self.handed).take_while(|pending| pending.mark.fill == fill);
-        let (mut count, mut end, mut stable) = (0, half.handed, false);
-        for pending in frames {
+        let (fill, start) = (first.mark.fill, half.handed);
+        let room = self.nvram.as_mut().and_then(|nvram| nvram.room(fill.half(), start, first.end - start));
+        let fits = |pending: &&Pending| pending.mark.fill == fill && pending.end - start <= room.unwrap_or(u64::MAX);
+        let (mut count, mut end, mut stable) = (0, start, false);
+        for pending in self.pending.iter().skip(self.handed).take_while(fits) {
             count += 1;
             end = pending.end;
             stable |= pending.flags & FLAG_STABLE != 0;
         }
-        let op = StoreOp { half: fill.half(), start: half.handed, end, stable };
-        self.halves[fill.half()].handed = end;
+        let before =
+            self.handed.checked_sub(1).and_then(|last| self.pending.get(last)).map_or(self.stored, |last| last.mark);
+        let place = |nvram: &mut Nvram| nvram.place(fill.half(), start, end, fill, before);
+        let placed = self.nvram.as_mut().filter(|_| room.is_some()).and_then(place);
+        let half = &mut self.halves[fill.half()];
+        half.logged += u32::from(placed.is_some_and(|(_, new_slot)| new_slot));
+        half.handed = end;
+        let log = placed.map(|(place, _)| place);
+        let op = StoreOp { half: fill.half(), start, end, stable: stable || log.is_some(), log };
         self.handed += count;
         self.writing.push_back(Writing { op, frames: count, done: false });
         Some(op)
@@ -186,6 +195,10 @@ impl Destination {
                 // Acknowledging a stable frame acknowledges all before it, in the other file as well: those of a source
                 // that ran with another durability may not be stable yet.
                 let behind = pending.flags & FLAG_STABLE != 0 && self.halves.iter().any(|half| half.volatile);
+                // In the log it is stable; what was written to the files before may not be.
+                let logged = done.op.log.is_some();
+                let to_sync =
+                    pending.flags & FLAG_SYNC != 0 && (!logged || self.halves.iter().any(|half| half.volatile));
                 let half = &mut self.halves[pending.mark.fill.half()];
                 pending.records.iter().for_each(|(record, place)| half.index.insert(record, *place));
                 if sings(Bug::ApplyOutOfOrder) {
@@ -194,8 +207,8 @@ impl Destination {
                 half.records += pending.records.len() as u64;
                 half.stored = pending.end;
                 half.last = pending.mark;
-                half.volatile |= !done.op.stable || pending.flags & FLAG_SYNC != 0;
-                if pending.flags & FLAG_SYNC != 0 || behind {
+                half.volatile |= !logged && (!done.op.stable || pending.flags & FLAG_SYNC != 0);
+                if to_sync || behind {
                     self.unsynced.push_back((self.stored.seq.next(), pending.mark.seq));
                 }
                 self.stored = pending.mark;

@@ -1,4 +1,5 @@
 mod live;
+mod nvram;
 mod resync;
 mod staging;
 mod warrant;

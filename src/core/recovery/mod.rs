@@ -19,6 +19,7 @@ pub mod chain;
 pub mod copies;
 pub mod destination_start;
 pub mod hello;
+pub mod logged;
 pub mod reach;
 pub mod source_start;
 pub mod staged;
@@ -276,7 +277,17 @@ fn headers(halves: &impl Halves, source: Id) -> impl Iterator<Item = Header> {
 
 /// Follows the chain through one fill; returns where and why it ends.
 fn chain(halves: &impl Halves, source: Id, fill: Fill, end: &mut Mark, found: &mut Vec<Found>) -> (Fill, u64, String) {
-    let mut position = 0;
+    chain_from(halves, source, fill, 0, end, found)
+}
+
+fn chain_from(
+    halves: &impl Halves,
+    source: Id,
+    fill: Fill,
+    mut position: u64,
+    end: &mut Mark,
+    found: &mut Vec<Found>,
+) -> (Fill, u64, String) {
     loop {
         match frame_at(halves, source, fill, position, *end) {
             Ok(frame) => {

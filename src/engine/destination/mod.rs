@@ -2,6 +2,7 @@
 //! the journal file and later to the images; nothing is copied in between.
 
 mod live;
+mod nvram;
 mod promote;
 mod receive;
 pub mod rejoin;
@@ -15,12 +16,13 @@ use super::command::{Counters, DestinationCommand, DestinationStatus, HalfStatus
 use super::disk::Disk;
 use super::held::Held;
 use super::memory::Memory;
+use super::nvram::Share;
 use super::ring::Ring;
 use super::run;
 use super::source::{EngineError, failed};
 use super::zeroing::Zeroing;
 use crate::core::Place;
-use crate::core::destination::{Destination, Effect, State, StoreOp};
+use crate::core::destination::{Destination, Effect, MoveOp, State, StoreOp};
 use crate::core::half::Ticket;
 use crate::core::index::Segment;
 use crate::format::ids::Mark;
@@ -53,6 +55,9 @@ enum Token {
     PeerSend,
     Store(StoreOp),
     FileSync(usize),
+    Move(MoveOp),
+    MovedSync(usize),
+    FreeSlot(u32),
     Erase(usize),
     State,
     Apply(u16),
@@ -101,6 +106,10 @@ struct Engine {
     files: [Disk; 2],
     state: Disk,
     staging: Disk,
+    /// Where frames go first.
+    share: Option<Share>,
+    /// First blocks of slots that were put together.
+    slot_heads: usize,
     images: Vec<Image>,
     live: Live,
     /// Questions whose ranges are being read.
@@ -134,6 +143,7 @@ impl Engine {
         self.close_peer("the destination stops");
         self.live.shut_down();
         self.ring.drain();
+        self.give_slot_back();
         outcome?;
         Ok(match self.promoted {
             Some(mark) => {
@@ -174,7 +184,7 @@ impl Engine {
             Token::PeerReceive => self.peer_received(outcome),
             Token::PeerSend => self.peer_sent(outcome),
             Token::Store(op) => {
-                let bytes = outcome.map_err(|cause| failed("the journal file's write", &self.files[op.half], cause))?;
+                let bytes = outcome.map_err(|cause| self.store_failed(op, cause))?;
                 self.counters.journal_bytes += bytes as u64;
                 self.counters.journal_writes += 1;
                 self.core.handle_stored(op, &mut self.effects);
@@ -183,6 +193,15 @@ impl Engine {
                 outcome.map_err(|cause| failed("the journal file's sync", &self.files[half], cause))?;
                 self.core.handle_file_synced(&mut self.effects);
             }
+            Token::Move(op) => {
+                outcome.map_err(|cause| failed("the journal file's write", &self.files[op.half], cause))?;
+                self.core.handle_moved(op);
+            }
+            Token::MovedSync(half) => {
+                outcome.map_err(|cause| failed("the journal file's sync", &self.files[half], cause))?;
+                self.core.handle_moved_synced(&mut self.effects);
+            }
+            Token::FreeSlot(slot) => self.slot_freed(slot, outcome)?,
             Token::Erase(half) => {
                 outcome.map_err(|cause| failed("erasing a frame in the journal file", &self.files[half], cause))?;
                 self.core.handle_erased();
@@ -232,11 +251,8 @@ impl Engine {
                 break;
             }
         }
-        while let Some(op) = self.core.next_store() {
-            let place = Place(receive::half_place(self.core.superblock().half_bytes, op.half).0 + op.start);
-            let file = self.files[op.half].target();
-            self.ring.write(Token::Store(op), file, op.start, &[(place, op.end - op.start)], op.stable);
-        }
+        self.pump_stores();
+        self.pump_moves();
         self.pump_apply();
         self.pump_append();
         self.pump_drain();
@@ -249,6 +265,8 @@ impl Engine {
         match effect {
             Effect::Report(report) => self.report(report),
             Effect::SyncFile(half) => self.ring.sync(Token::FileSync(half), self.files[half].target()),
+            Effect::SyncMoved(half) => self.ring.sync(Token::MovedSync(half), self.files[half].target()),
+            Effect::FreeSlot(slot) => self.free_slot(slot),
             Effect::WriteState(block, offset) => {
                 let place = receive::state_place(self.core.superblock().half_bytes);
                 // SAFETY: this block of the mapping is only used for the state, of which one is under way at most.
@@ -340,6 +358,7 @@ impl Engine {
         };
         DestinationStatus {
             superblock: self.core.superblock().clone(),
+            logged: self.logged(),
             promotable: self.core.promotable(),
             live: self.core.view().map(|view| view.mark.seq.0),
             clients: self.live.count(),

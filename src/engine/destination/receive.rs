@@ -7,7 +7,7 @@
 use super::warrant::{HeardAt, now};
 use super::{Engine, Token};
 use crate::core::Place;
-use crate::core::destination::State;
+use crate::core::destination::{MAX_STORES, State};
 use crate::core::recovery;
 use crate::format::checksum;
 use crate::format::frame::{self, Header};
@@ -32,6 +32,8 @@ const SLACK_BYTES: u64 = 2 << 20;
 const RECEIVE_BYTES: u64 = 1 << 20;
 /// Bytes of one send.
 const SEND_BYTES: usize = 16 << 10;
+
+const SLOT_HEADS: usize = 2 * MAX_STORES;
 
 const _: () = assert!(SLACK_BYTES > RECEIVE_BYTES + (MAX_FRAME_PAYLOAD_BYTES / 2) as u64 + BLOCK_BYTES as u64);
 
@@ -74,9 +76,15 @@ pub(super) fn sums_place(half_bytes: u64, number: usize) -> Place {
     Place(drain_place(half_bytes).0 + DRAIN_BYTES + number as u64 * COPY_WINDOW_BYTES)
 }
 
+/// Where the first block of a slot of the shared log is put together, each time at the next of so many places: more writes
+/// are never under way.
+pub(super) fn slot_head_place(half_bytes: u64, number: usize) -> Place {
+    Place(sums_place(half_bytes, MAX_COPY_WINDOWS).0 + (number % SLOT_HEADS * BLOCK_BYTES) as u64)
+}
+
 /// Bytes of the mapping.
 pub(super) fn memory_bytes(half_bytes: u64) -> usize {
-    sums_place(half_bytes, MAX_COPY_WINDOWS).0 as usize
+    slot_head_place(half_bytes, 0).0 as usize + SLOT_HEADS * BLOCK_BYTES
 }
 
 /// A connected source.

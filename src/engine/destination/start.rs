@@ -9,6 +9,7 @@
 use super::super::command::{Commands, Counters, DestinationCommand, MAX_COMMANDS};
 use super::super::disk::{Disk, make_folder};
 use super::super::memory::Memory;
+use super::super::nvram::Share;
 use super::super::ring::Ring;
 use super::super::source::{EngineError, journal_bytes};
 use super::live::Live;
@@ -22,7 +23,7 @@ use crate::core::recovery::destination_start::{Action, Found, Promoted};
 use crate::core::recovery::staged::{Bytes, Scan};
 use crate::core::recovery::{self, Halves as _};
 use crate::format::ids::Mark;
-use crate::format::superblock::{Phase, Role, Superblock, encode_claim};
+use crate::format::superblock::{Phase, Role, Superblock, claimed_by, encode_claim};
 use crate::limits::{BLOCK_BYTES, MAX_COPY_WINDOWS};
 use anyhow::Context as _;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -139,6 +140,27 @@ impl Folder {
         Ok(Folder { path: path.to_owned(), state, superblock })
     }
 
+    /// What the state says where a source's folder is; `None`: there is none. Waits for whoever has it locked.
+    ///
+    /// # Errors
+    /// Neither copy can be read.
+    pub fn state(path: &Path) -> anyhow::Result<Option<Superblock>> {
+        let file = path.join("state");
+        if !file.exists() {
+            return Ok(None);
+        }
+        let state = Disk::open("state", &file)?;
+        // As at any start: what is read must be what a power cut leaves.
+        state.sync()?;
+        let (blocks, blank) = state.first_blocks(2 * BLOCK_BYTES as u64)?;
+        match Superblock::newest(Role::Destination, [&blocks[0], &blocks[1]]) {
+            Ok(superblock) => Ok(Some(superblock)),
+            // Its making was cut off: nothing was ever stored here.
+            Err(_) if blank || claimed_by(&blocks[0]).is_some() => Ok(None),
+            Err(error) => Err(state.error(&format!("can't be read ({error})")).into()),
+        }
+    }
+
     /// Where a promote of what this folder holds went on, if it left fills that weren't on the images: they are there only once
     /// something behind that boundary is clean. Changes nothing, and takes no lock.
     pub fn left_unapplied(path: &Path) -> anyhow::Result<Option<Mark>> {
@@ -231,15 +253,21 @@ pub struct Handle {
 }
 
 /// Starts an engine; returns when it is ready, or says why it can't. Blocks while the journal files are read. `live`:
-/// clients may read the images.
-pub fn spawn(folder: Folder, images: Vec<Image>, plan: StagingPlan, live: bool) -> anyhow::Result<Handle> {
+/// clients may read the images; `share`: the log where frames go first, if there is one.
+pub fn spawn(
+    folder: Folder,
+    images: Vec<Image>,
+    plan: StagingPlan,
+    live: bool,
+    share: Option<Share>,
+) -> anyhow::Result<Handle> {
     let (sender, commands) = crossbeam_channel::bounded(MAX_COMMANDS);
     let wake = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC).context("no eventfd can be made")?);
     let (ended_sender, ended) = oneshot::channel();
     let (ready_sender, ready) = crossbeam_channel::bounded(1);
     let commands_sender = Commands::new(sender, wake.clone());
     let name = folder.superblock.name.clone();
-    let body = move || match prepare(folder, images, plan, live, commands, wake) {
+    let body = move || match prepare(folder, images, plan, live, share, commands, wake) {
         Ok(engine) => {
             // The receiver waits right below.
             let _ = ready_sender.send(Ok(engine.live.refusal()));
@@ -257,6 +285,7 @@ fn prepare(
     images: Vec<Image>,
     plan: StagingPlan,
     live: bool,
+    share: Option<Share>,
     commands: crossbeam_channel::Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
 ) -> anyhow::Result<Engine> {
@@ -291,6 +320,10 @@ fn prepare(
         let block = halves.block(half, position);
         block.map(|block| recovery::records(&found.header, block, payload)).unwrap_or_default()
     });
+    let core = match &share {
+        Some(share) => core.with_nvram(share.log().head().slot_bytes),
+        None => core,
+    };
     if core.stored().seq > applied.seq {
         tracing::info!("source {name}: recovered {applied} to {} from the journal files", core.stored());
     }
@@ -302,6 +335,8 @@ fn prepare(
         files,
         state,
         staging,
+        share,
+        slot_heads: 0,
         images,
         sums: [None; MAX_COPY_WINDOWS],
         peer: None,

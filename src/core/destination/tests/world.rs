@@ -310,6 +310,7 @@ impl World {
                     Effect::StageRestart(block, at) => self.ops.push_back(Op::StageRestart(block, at)),
                     Effect::FreeStaging(range) => self.ops.push_back(Op::Free(range)),
                     Effect::SyncDrained(volume) => self.ops.push_back(Op::DrainSync(volume)),
+                    Effect::SyncMoved(_) | Effect::FreeSlot(_) => unreachable!("there is no shared log"),
                     Effect::TakeOver => self.taken_over = true,
                     Effect::Disconnect(reason) => {
                         self.cut_off = Some(reason);
