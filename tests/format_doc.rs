@@ -7,6 +7,7 @@ use nbd_mirror::format::frame::{FLAG_SYNC, Header, Kind, RECORD_FUA, Record};
 use nbd_mirror::format::ids::{Digest, Epoch, Fill, Id, Mark, Seq};
 use nbd_mirror::format::kept::{FRAMES_OFFSET, Kept};
 use nbd_mirror::format::map;
+use nbd_mirror::format::nvram::{LogHead, SLOTS_OFFSET, SlotHead};
 use nbd_mirror::format::ping::{OnDisconnect, Ping, Standing};
 use nbd_mirror::format::superblock::{Phase, Role, Staging, Superblock, Volume, encode_claim};
 use nbd_mirror::format::wire::{Fork, REPORT_BYTES, Report, Signal, Sum, Verdict, Welcome, encode_hello, encode_lacks};
@@ -319,6 +320,30 @@ fn the_kept_file_is_as_documented() {
     let found = ["discarded_by", "kept_at", "contents_bytes", "journal_bytes", "common"];
     let blocks = |n: u64| n * BLOCK_BYTES as u64;
     assert_eq!(found.map(|field| table.number(&*head, field)), [101, 106, blocks(107), blocks(108), 105]);
+}
+
+#[test]
+fn the_shared_log_is_as_documented() {
+    let tables = tables();
+    let (log, source) = (Id(*b"0123456789abcdef"), Id(*b"fedcba9876543210"));
+    let head = LogHead { id: log, slot_bytes: 101 * BLOCK_BYTES as u64, slots: 102 };
+    assert_eq!(head.slot_offset(0), 65536);
+    assert_eq!(SLOTS_OFFSET, 65536);
+    let (block, table) = (head.encode(), &tables["Log head"]);
+    assert_eq!(table.bytes, BLOCK_BYTES);
+    assert_preamble(&tables, &*block, "NBDMNVLG", 0);
+    table.assert_rest_is_zero(&*block);
+    assert_eq!(table.raw(&*block, "id"), log.0);
+    let found = ["slot_bytes", "slots"].map(|field| table.number(&*block, field));
+    assert_eq!(found, [101 * BLOCK_BYTES as u64, 102]);
+    let slot = SlotHead { log, source, fill: Fill(103), start: 104 * BLOCK_BYTES as u64, before: mark(105) };
+    let (block, table) = (slot.encode(), &tables["Slot head"]);
+    assert_eq!(table.bytes, BLOCK_BYTES);
+    assert_preamble(&tables, &*block, "NBDMNVSL", 0);
+    table.assert_rest_is_zero(&*block);
+    assert_eq!((table.raw(&*block, "log"), table.raw(&*block, "source")), (&log.0[..], &source.0[..]));
+    assert_mark(&tables, table.raw(&*block, "before"), 105);
+    assert_eq!(["fill", "start"].map(|field| table.number(&*block, field)), [103, 104 * BLOCK_BYTES as u64]);
 }
 
 #[test]

@@ -214,7 +214,7 @@ fn a_volume_that_can_not_be_read_for_its_first_copy() {
         return;
     }
     let (near, far) = (FaultyDisk::mount(), FaultyDisk::mount());
-    let plan = FaultyMirror::plan("always", 2, &near, &far);
+    let plan = FaultyMirror::plan("always", 2, &near, &far, false);
     fill_pattern(plan.volume(1), 3, 0, VOLUME as usize);
     near.settle();
     near.inject(fails(Operation::Read, "/vol1.volume", Errno::EIO).within(5 * MIB..6 * MIB));
@@ -294,7 +294,7 @@ fn no_room_for_the_journals() {
         return;
     }
     let (near, far) = (FaultyDisk::mount(), FaultyDisk::mount());
-    let plan = FaultyMirror::plan("always", 1, &near, &far);
+    let plan = FaultyMirror::plan("always", 1, &near, &far, false);
     near.set_capacity(10 * MIB);
     assert_says(&refused("source", &plan.source.write()), &["alpha.journal", "room|space"]);
     near.set_capacity(100 * MIB);
@@ -322,7 +322,7 @@ fn disks_that_transfer_one_block_at_a_time() {
     }
     let (near, far) = (FaultyDisk::mount_direct(), FaultyDisk::mount_direct());
     let short = |disk: &FaultyDisk, on, file| disk.inject(Fault::new(on, file, Effect::Short));
-    let plan = FaultyMirror::plan("always", 1, &near, &far);
+    let plan = FaultyMirror::plan("always", 1, &near, &far, false);
     let made = [
         short(&near, Operation::Write, "/alpha.journal"),
         short(&far, Operation::Write, "/promoted.journal"),
@@ -428,7 +428,7 @@ fn what_one_source_stored_fails_and_another_goes_on() {
         return;
     }
     let (near, far) = (FaultyDisk::mount(), FaultyDisk::mount());
-    let mut plan = FaultyMirror::plan("always", 1, &near, &far);
+    let mut plan = FaultyMirror::plan("always", 1, &near, &far, false);
     let mut other = SourceConfig::new(plan.dir.path(), "beta");
     let (volume, image) = (plan.path("beta.volume"), plan.path("beta.image"));
     create_file(&volume, VOLUME);

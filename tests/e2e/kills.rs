@@ -69,6 +69,9 @@ impl Run {
         plan.source.durability = self.durability.to_owned();
         plan.source.journal_size = "16MiB".to_owned();
         plan.source.max_age = "100ms".to_owned();
+        if self.durability == "always" {
+            plan.destination.nvram = Some(plan.path("nvram.log"));
+        }
         if self.alone {
             plan.source.on_disconnect = "continue".to_owned();
             plan.source.timeout = "300ms".to_owned();
@@ -161,17 +164,20 @@ impl Site {
     /// Starts whatever doesn't run.
     #[track_caller]
     fn restart_all(&mut self) {
-        for daemon in [&mut self.mirror.destination, &mut self.mirror.source] {
-            if !daemon.runs() {
-                daemon.restart();
-            }
+        self.restart_destination();
+        if !self.mirror.source.runs() {
+            self.mirror.source.restart();
         }
     }
 
-    /// Starts the destination where it doesn't run.
+    /// Starts the destination where it doesn't run: with a log where it had none, without where it had one.
     #[track_caller]
     fn restart_destination(&mut self) {
         if !self.mirror.destination.runs() {
+            let log = self.mirror.plan.path("nvram.log");
+            let config = &mut self.mirror.plan.destination;
+            config.nvram = config.nvram.is_none().then_some(log);
+            config.write();
             self.mirror.destination.restart();
         }
     }

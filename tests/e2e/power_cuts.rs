@@ -100,7 +100,10 @@ const NEAR: [Moment; 7] = [
     (Operation::Sync, "/vol1.volume", ALL, 5),
 ];
 
-const FAR: [Moment; 8] = [
+const FAR: [Moment; 10] = [
+    // Where there is a log; a moment that never comes is one like any other.
+    (Operation::Write, "/nvram.log", ALL, 200),
+    (Operation::Sync, "/fill-1.journal", ALL, 10),
     (Operation::Write, "/fill-0.journal", ALL, 200),
     (Operation::Write, "/fill-1.journal", ALL, 200),
     (Operation::Sync, "/fill-0.journal", ALL, 10),
@@ -132,13 +135,13 @@ fn wait_for_moment(mirror: &FaultyMirror, victim: Victim, load: &Load, seed: u64
     }
 }
 
-fn cuts_under_load(durability: &str, victim: Victim, test: u64) {
+fn cuts_under_load(durability: &str, victim: Victim, nvram: bool, test: u64) {
     if !fuse_or_skip() {
         return;
     }
     let near = FaultyDisk::mount();
     let far = if victim == Victim::Both { near.mount_beside() } else { FaultyDisk::mount() };
-    let mut whole = FaultyMirror::start_on(near, far, durability, 2);
+    let mut whole = FaultyMirror::start_on(near, far, durability, 2, nvram);
     let ledger = Arc::new(Ledger::new(2, BLOCKS, durability == "always"));
     let mut lost = 0;
     for seed in seeds(test, 6) {
@@ -184,36 +187,46 @@ fn cuts_under_load(durability: &str, victim: Victim, test: u64) {
 
 #[test]
 fn the_sources_power_always() {
-    cuts_under_load("always", Victim::Source, 1);
+    cuts_under_load("always", Victim::Source, false, 1);
 }
 
 #[test]
 fn the_sources_power_flush() {
-    cuts_under_load("flush", Victim::Source, 2);
+    cuts_under_load("flush", Victim::Source, false, 2);
 }
 
 #[test]
 fn the_destinations_power_always() {
-    cuts_under_load("always", Victim::Destination, 3);
+    cuts_under_load("always", Victim::Destination, false, 3);
 }
 
 #[test]
 fn the_destinations_power_flush() {
-    cuts_under_load("flush", Victim::Destination, 4);
+    cuts_under_load("flush", Victim::Destination, false, 4);
 }
 
 #[test]
 fn both_sides_power_at_once_always() {
-    cuts_under_load("always", Victim::Both, 5);
+    cuts_under_load("always", Victim::Both, false, 5);
 }
 
 #[test]
 fn both_sides_power_at_once_flush() {
-    cuts_under_load("flush", Victim::Both, 6);
+    cuts_under_load("flush", Victim::Both, false, 6);
+}
+
+#[test]
+fn the_destinations_power_with_a_log() {
+    cuts_under_load("always", Victim::Destination, true, 15);
+}
+
+#[test]
+fn both_sides_power_at_once_with_a_log() {
+    cuts_under_load("flush", Victim::Both, true, 13);
 }
 
 /// A cut of both sides, or the destination alone, after which the source never comes back.
-fn promote_after_a_cut(durability: &str, test: u64) {
+fn promote_after_a_cut(durability: &str, nvram: bool, test: u64) {
     if !fuse_or_skip() {
         return;
     }
@@ -222,7 +235,7 @@ fn promote_after_a_cut(durability: &str, test: u64) {
         eprintln!("{what}");
         let near = FaultyDisk::mount();
         let far = near.mount_beside();
-        let mut whole = FaultyMirror::start_on(near, far, durability, 2);
+        let mut whole = FaultyMirror::start_on(near, far, durability, 2, nvram);
         let ledger = Arc::new(Ledger::new(2, BLOCKS, durability == "always"));
         let load = Load::start(&ledger, &whole.mirror.exports(), 2);
         wait_for_moment(&whole, Victim::Both, &load, seed);
@@ -274,12 +287,17 @@ fn promote_after_a_cut(durability: &str, test: u64) {
 
 #[test]
 fn promote_after_a_power_cut_always() {
-    promote_after_a_cut("always", 7);
+    promote_after_a_cut("always", false, 7);
 }
 
 #[test]
 fn promote_after_a_power_cut_flush() {
-    promote_after_a_cut("flush", 8);
+    promote_after_a_cut("flush", false, 8);
+}
+
+#[test]
+fn promote_after_a_power_cut_with_a_log() {
+    promote_after_a_cut("always", true, 14);
 }
 
 /// What a killed daemon wrote without a sync can be read again, until the power fails: whoever starts on it must make
@@ -357,7 +375,7 @@ fn the_power_fails_while_everything_is_made() {
         eprintln!("{what}");
         let near = FaultyDisk::mount();
         let far = FaultyDisk::mount();
-        let plan = FaultyMirror::plan("always", 1, &near, &far);
+        let plan = FaultyMirror::plan("always", 1, &near, &far, false);
         let mut source = Daemon::unstarted_source(&plan.source);
         let mut destination = Daemon::unstarted_destination(&plan.destination);
         let at_source = seed & 1 == 0;
@@ -404,7 +422,7 @@ fn the_power_fails_in_the_first_sync() {
     }
     let near = FaultyDisk::mount();
     let far = near.mount_beside();
-    let plan = FaultyMirror::plan("flush", 2, &near, &far);
+    let plan = FaultyMirror::plan("flush", 2, &near, &far, false);
     for at in 0..2 {
         fill_pattern(plan.volume(at), at as u64, 0, VOLUME as usize);
     }

@@ -28,6 +28,15 @@ pub(super) fn status(status: &Value, now_unix_s: u64) -> String {
                 }
                 mirrored(&mut out, source, now_unix_s);
             }
+            let log = &status["nvram"];
+            if let Some(path) = log["path"].as_str() {
+                let each = size(log, "own_bytes");
+                out.0.push('\n');
+                out.state(
+                    "nvram",
+                    &format!("{path}, {}, of which each source has {each} for itself", size(log, "size_bytes")),
+                );
+            }
         }
         None => source(&mut out, status, now_unix_s),
     }
@@ -221,6 +230,10 @@ fn mirrored(out: &mut Lines, status: &Value, now_unix_s: u64) {
     if let (Some(staged), Some(limit)) = (count(status, "staged_bytes"), count(status, "staging_limit_bytes")) {
         let phase = word(status, "phase");
         out.text("staging", &format!("{}  {phase}, {} of {}", bar(staged, limit), bytes(staged), bytes(limit)));
+    }
+    if let Some(logged) = count(&status["nvram"], "logged_bytes") {
+        let past = number(&status["nvram"], "bypassed_writes");
+        out.line("nvram", &format!("{} in the log; {past} writes found no room", bytes(logged)));
     }
     if let Some(trouble) = status["staging_trouble"].as_str() {
         out.text("trouble", trouble);

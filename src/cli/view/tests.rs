@@ -130,10 +130,11 @@ fn a_destination_shows_each_source() {
              "applied_bytes": 409600, "halves": [], "phase": "direct", "staged_bytes": 0,
              "staging_limit_bytes": 8589934592_u64, "staging_trouble": null, "heard_unix_s": NOW - 3,
              "source_alone": false, "answered_record": 119,
+             "nvram": {"logged_bytes": 81920, "own_bytes": 134217728, "bypassed_writes": 7},
              "volumes": [{"name": "vol0", "image": "/dev/vdc", "size_bytes": 1073741824}]},
             {"name": "beta", "state": "promoted", "connected": false, "peer": null, "epoch": 2,
              "promotable": false},
-        ]}),
+        ], "nvram": {"path": "/dev/nvme1n1", "size_bytes": 1073741824, "own_bytes": 134217728}}),
         NOW,
     );
     let expected = "\
@@ -142,10 +143,13 @@ receiving    source alpha from 10.0.0.1:4242, epoch 1, promotable
   source     had answered to record 119, 3 s ago
   records    120 held, 100 applied; verified to record 100
   staging    [--------------------]  direct, 0 B of 8.0 GiB
+  nvram      80.0 KiB in the log; 7 writes found no room
   written    480.0 KiB stored, 400.0 KiB applied
   volume     vol0 on /dev/vdc, 1.0 GiB
 
 promoted     source beta not connected, epoch 2, not promotable
+
+nvram        /dev/nvme1n1, 1.0 GiB, of which each source has 128.0 MiB for itself
 ";
     assert_eq!(text, expected);
 }

@@ -106,6 +106,8 @@ pub struct DestinationConfig {
     pub journal_dir: PathBuf,
     pub staging_size: String,
     pub resync_staging: String,
+    /// The log that all sources share.
+    pub nvram: Option<PathBuf>,
     /// Where promoted images are mirrored to.
     pub peer: Option<SocketAddr>,
     /// Source name, and volume name and image of each of its volumes.
@@ -124,6 +126,7 @@ impl DestinationConfig {
             journal_dir: dir.join("journals"),
             staging_size: "1GiB".to_owned(),
             resync_staging: "require".to_owned(),
+            nvram: None,
             peer: None,
             sources: Vec::new(),
             extra: String::new(),
@@ -144,6 +147,9 @@ impl DestinationConfig {
     pub fn write(&self) -> PathBuf {
         let mut text = format!("listen = \"{}\"\njournal_dir = {:?}\n", self.listen, self.journal_dir);
         let _ = write!(text, "staging_size = {:?}\nresync_staging = {:?}\n", self.staging_size, self.resync_staging);
+        if let Some(nvram) = &self.nvram {
+            let _ = write!(text, "nvram = {nvram:?}\nnvram_size = \"64MiB\"\n");
+        }
         for (source, volumes) in &self.sources {
             let _ = write!(text, "[[source]]\nname = {source:?}\n");
             if let Some(peer) = self.peer {

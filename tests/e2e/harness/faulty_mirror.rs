@@ -21,20 +21,22 @@ pub const SUPERBLOCKS: u64 = 64 << 10;
 
 impl FaultyMirror {
     /// What such a mirror is to look like: volumes of 8 MiB, short fills, everything on the two disks.
-    pub fn plan(durability: &str, volumes: usize, near: &FaultyDisk, far: &FaultyDisk) -> Plan {
+    /// `nvram`: frames go to a log first, which is on the destination's disk as well.
+    pub fn plan(durability: &str, volumes: usize, near: &FaultyDisk, far: &FaultyDisk, nvram: bool) -> Plan {
         let mut plan = Plan::new(&vec![VOLUME; volumes]);
         plan.source.durability = durability.to_owned();
         plan.source.journal_size = "16MiB".to_owned();
         plan.source.max_age = "100ms".to_owned();
         plan.source.journal = near.path().join("alpha.journal");
         plan.destination.journal_dir = far.path().join("journals");
+        plan.destination.nvram = nvram.then(|| far.path().join("nvram.log"));
         for at in 0..volumes {
             plan.source.volumes[at].1 = near.path().join(format!("vol{at}.volume"));
             plan.destination.sources[0].1[at].1 = far.path().join(format!("vol{at}.image"));
             create_file(plan.volume(at), VOLUME);
             create_file(plan.image(at), VOLUME);
         }
-        force(durability, near, far);
+        force(durability, near, far, nvram);
         near.settle();
         far.settle();
         plan
@@ -43,13 +45,13 @@ impl FaultyMirror {
     /// A mirror in step.
     #[track_caller]
     pub fn start(durability: &str, volumes: usize) -> FaultyMirror {
-        FaultyMirror::start_on(FaultyDisk::mount(), FaultyDisk::mount(), durability, volumes)
+        FaultyMirror::start_on(FaultyDisk::mount(), FaultyDisk::mount(), durability, volumes, false)
     }
 
     /// A mirror in step, on disks that are there.
     #[track_caller]
-    pub fn start_on(near: FaultyDisk, far: FaultyDisk, durability: &str, volumes: usize) -> FaultyMirror {
-        let mirror = FaultyMirror::plan(durability, volumes, &near, &far).start();
+    pub fn start_on(near: FaultyDisk, far: FaultyDisk, durability: &str, volumes: usize, nvram: bool) -> FaultyMirror {
+        let mirror = FaultyMirror::plan(durability, volumes, &near, &far, nvram).start();
         mirror.assert_in_step();
         FaultyMirror { mirror, near, far }
     }
@@ -97,13 +99,10 @@ fn signal(daemon: &Daemon) {
 }
 
 /// What each side writes by forced writes only.
-fn force(durability: &str, near: &FaultyDisk, far: &FaultyDisk) {
+fn force(durability: &str, near: &FaultyDisk, far: &FaultyDisk, nvram: bool) {
     far.force_alone("/state", 0..u64::MAX);
-    if durability == "always" {
-        near.force_alone("/alpha.journal", 0..u64::MAX);
-        far.force_alone(".journal", 0..u64::MAX);
-    } else {
-        near.force_alone("/alpha.journal", 0..SUPERBLOCKS);
-        far.force_alone("/promoted.journal", 0..u64::MAX);
-    }
+    let always = durability == "always";
+    near.force_alone("/alpha.journal", 0..if always { u64::MAX } else { SUPERBLOCKS });
+    // What comes from a log into the journal files is synced there.
+    far.force_alone(if always && !nvram { ".journal" } else { "/promoted.journal" }, 0..u64::MAX);
 }

@@ -23,6 +23,7 @@ impl PromotedCopy {
     pub fn of(plan: &Plan, dir: &Path) -> PromotedCopy {
         let mut config = DestinationConfig::new(dir);
         copy_folder(&plan.destination.journal_dir, &config.journal_dir);
+        copy_log(&config.journal_dir, &dir.join("nvram.log"));
         let copy_image = |(name, image): &(String, std::path::PathBuf)| {
             let to = dir.join(format!("{name}.image"));
             copy_file(image, &to);
@@ -51,6 +52,15 @@ impl PromotedCopy {
 /// Copies a file, onto the disk: what reads it next mustn't wait for that.
 fn copy_file(from: &Path, to: &Path) {
     std::fs::copy(from, to).and_then(|_| std::fs::File::open(to)?.sync_all()).expect("copy a file");
+}
+
+/// Copies the log that was used, where one was, and notes where the copy is.
+fn copy_log(journal_dir: &Path, to: &Path) {
+    let note = journal_dir.join("nvram");
+    let Ok(text) = std::fs::read_to_string(&note) else { return };
+    let (id, path) = text.trim_end().split_once('\n').expect("a note of two lines");
+    copy_file(Path::new(path), to);
+    std::fs::write(&note, format!("{id}\n{}\n", to.display())).expect("write the note");
 }
 
 /// Copies a folder with all that is in it.

@@ -74,6 +74,21 @@ impl Tree {
         self.nodes.remove(&entry.node)
     }
 
+    /// Gives a file another name in its folder, which isn't one of another; false: it isn't there, or that is.
+    pub fn rename(&mut self, folder: u64, name: &OsStr, new: &OsStr) -> bool {
+        let Some(entries) = self.folder(folder) else { return false };
+        if entries.contains_key(new) {
+            return false;
+        }
+        let Some(Entry { node, .. }) = entries.remove(name) else { return false };
+        entries.insert(new.to_owned(), Entry { node, stable: false });
+        if let Some(node) = self.node(node) {
+            node.path.truncate(node.path.len() - name.len());
+            node.path.push_str(&new.to_string_lossy());
+        }
+        true
+    }
+
     pub fn sync_folder(&mut self, folder: u64) {
         for entry in self.folder(folder).into_iter().flat_map(|entries| entries.values_mut()) {
             entry.stable = true;
