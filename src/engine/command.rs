@@ -4,6 +4,7 @@
 //! senders never block.
 
 use super::destination::Warrant;
+use super::promise::Store;
 use crate::core::destination::Unreadable;
 use crate::core::grains::Grains;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
@@ -214,6 +215,8 @@ pub struct Counters {
 pub struct SourceStatus {
     /// The durable facts.
     pub superblock: Superblock,
+    /// How the journal is written, and why so.
+    pub store: Store,
     /// The connection.
     pub link: LinkState,
     /// The last record in the order.
@@ -269,6 +272,8 @@ pub struct SourceStatus {
 pub struct DestinationStatus {
     /// The durable facts.
     pub superblock: Superblock,
+    /// How the journal files are written, and why so.
+    pub store: Store,
     /// Whether a promote would give a consistent image.
     pub promotable: bool,
     /// The last record that who reads an image sees; or why nobody may.

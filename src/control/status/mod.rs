@@ -7,6 +7,7 @@ use super::admin::{Handler, Request};
 use super::metrics::{self, Render};
 use crate::engine::command::HalfStatus;
 use crate::engine::process::{self, Residence};
+use crate::engine::promise::Store;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -20,6 +21,11 @@ pub(super) fn halves(halves: &[HalfStatus]) -> Vec<Value> {
         })
     };
     halves.iter().map(half).collect()
+}
+
+/// How a journal is written, and why so.
+pub(super) fn store(store: &Store) -> Value {
+    json!({ "how": store.how.word(), "why": store.why })
 }
 
 /// How far the daemon is safe from waiting for a disk that it serves itself.
