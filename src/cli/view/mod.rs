@@ -4,8 +4,10 @@
 //! Daemon and command line may be of different versions, so every field may be missing: a number
 //! that isn't there is shown as `?`, a whole line that says nothing is left out.
 
+mod check;
 mod warrant;
 
+pub(super) use check::check;
 pub(super) use warrant::warrant;
 
 use serde_json::Value;
