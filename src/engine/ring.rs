@@ -384,4 +384,20 @@ mod tests {
             assert_eq!(left.upgrade().is_some(), receiving);
         }
     }
+
+    #[test]
+    fn where_writes_are_stable_a_sync_asks_nobody() {
+        let wake = EventFd::new().unwrap();
+        let (mut ring, _memory) = ring(&wake);
+        // A socket can't be synced, so the kernel tells whether it was asked.
+        let (near, _far) = UnixStream::pair().unwrap();
+        for (way, asked) in [(Way::Direct, false), (Way::Dsync, true)] {
+            ring.sync(1, Target { fd: near.as_raw_fd(), may_block: false, way });
+            let mut finished = Vec::new();
+            while finished.is_empty() {
+                ring.wait(None, &mut finished).unwrap();
+            }
+            assert_eq!(finished[0].1.is_err(), asked, "{way:?}");
+        }
+    }
 }

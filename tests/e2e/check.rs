@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::sys::signal::Signal;
@@ -195,10 +195,24 @@ fn disk(folder: &Path, name: &str, bytes: u64) -> LoopDevice {
     LoopDevice::attach(&file)
 }
 
-/// Tells the kernel that a device has no volatile cache.
-fn without_cache(device: &LoopDevice) {
-    let name = device.path.file_name().unwrap().to_str().unwrap();
-    fs::write(format!("/sys/block/{name}/queue/write_cache"), "write through").unwrap();
+/// Tells the kernel that a device has no volatile cache, until this is dropped: a loop device keeps that beyond its file.
+struct WithoutCache(PathBuf);
+
+impl WithoutCache {
+    fn new(device: &LoopDevice) -> WithoutCache {
+        let name = device.path.file_name().unwrap();
+        let told = WithoutCache(Path::new("/sys/block").join(name).join("queue/write_cache"));
+        fs::write(&told.0, "write through").unwrap();
+        told
+    }
+}
+
+impl Drop for WithoutCache {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(&self.0, "write back") {
+            eprintln!("could not clean up: {}: {error}", self.0.display());
+        }
+    }
 }
 
 #[test]
@@ -218,10 +232,11 @@ fn disks_of_their_own_are_nothing_to_warn_about() {
     assert!(report["latency"]["why_not"].is_string(), "nothing on a device is the daemon's yet: {report:#}");
     let text = verb(&["check", "--config", plan.source.write().to_str().unwrap()]).success();
     assert_says(&text, &["nothing to warn about", "has a volatile cache"]);
-    without_cache(&journal);
+    let without_cache = WithoutCache::new(&journal);
     let report = check_source(&plan.source, 0);
     assert_eq!(report["files"][0]["write_cache"], "write through", "{report:#}");
     assert_eq!(report["files"][0]["store"]["how"], "direct", "{report:#}");
+    drop(without_cache);
     // A file of a file system, and a device over another file of it, are on one disk in the end.
     let mount = Mount::ext4(&plan.path("filesystem"), 64 * MIB, &plan.path("mounted"));
     plan.source.volumes.push(("vol1".to_owned(), mount.path.join("vol1.volume")));
@@ -243,7 +258,7 @@ fn a_journal_on_a_device_without_a_cache_needs_no_flushes() {
     for durability in ["always", "flush"] {
         let mut plan = Plan::new(&[8 * MIB]);
         let journal = disk(plan.dir.path(), "journal", 34 * MIB);
-        without_cache(&journal);
+        let _without_cache = WithoutCache::new(&journal);
         plan.source.journal = journal.path.clone();
         plan.source.durability = durability.to_owned();
         let mut mirror = plan.start();
@@ -273,4 +288,20 @@ fn a_journal_on_a_device_without_a_cache_needs_no_flushes() {
         // Before its loop device is detached.
         drop(mirror);
     }
+}
+
+#[test]
+fn a_source_that_has_become_a_destination_is_checked_as_that() {
+    let mut mirror = crate::swap::plan().start();
+    mirror.assert_in_step();
+    mirror.source.verb(&["switchover"]).success();
+    mirror.destination.wait_until_in_step();
+    let report = check_source(&mirror.plan.source, 8);
+    assert_eq!((&report["role"], &report["running"]), (&"destination".into(), &true.into()), "{report:#}");
+    mirror.source.stop(Signal::SIGTERM);
+    let report = check_source(&mirror.plan.source, 8);
+    assert_eq!((&report["role"], &report["running"]), (&"destination".into(), &false.into()), "{report:#}");
+    assert_eq!(report["latency"]["on"], mirror.plan.path("standby/alpha/state").to_str().unwrap(), "{report:#}");
+    let serving = &mirror.destination.status()["sources"][0]["serving"];
+    assert_eq!(serving["store"]["how"], "dsync", "{serving:#}");
 }

@@ -100,7 +100,7 @@ pub(in crate::control) fn promoted(
         "state": state.word(), "reason": reason, "peer": peer.map(ToString::to_string), "connected": connected(status),
         "whole": status.whole, "lacking_bytes": status.lacking_bytes, "last_record": status.last_record,
         "stored_there": status.stored_there, "resync": status.resync.as_ref().map(progress),
-        "policy": policy(&status.policy),
+        "policy": policy(&status.policy), "store": store(&status.store),
     })
 }
 
