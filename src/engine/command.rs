@@ -216,7 +216,7 @@ pub struct SourceStatus {
     /// The durable facts.
     pub superblock: Superblock,
     /// How the journal is written, and why so.
-    pub store: Store,
+    pub journal: Store,
     /// The connection.
     pub link: LinkState,
     /// The last record in the order.
@@ -273,7 +273,7 @@ pub struct DestinationStatus {
     /// The durable facts.
     pub superblock: Superblock,
     /// How the journal files are written, and why so.
-    pub store: Store,
+    pub journal: Store,
     /// Whether a promote would give a consistent image.
     pub promotable: bool,
     /// The last record that who reads an image sees; or why nobody may.

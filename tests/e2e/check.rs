@@ -263,10 +263,10 @@ fn a_journal_on_a_device_without_a_cache_needs_no_flushes() {
         plan.source.durability = durability.to_owned();
         let mut mirror = plan.start();
         let status = mirror.source.status();
-        assert_eq!(status["store"]["how"], "direct", "{status:#}");
-        assert_says(&status["store"]["why"].to_string(), &["no volatile cache"]);
+        assert_eq!(status["journal"]["store"]["how"], "direct", "{status:#}");
+        assert_says(&status["journal"]["store"]["why"].to_string(), &["no volatile cache"]);
         let alpha = &mirror.destination.status()["sources"][0];
-        assert!(alpha["store"]["how"] == "dsync" || alpha["state"] != "receiving", "{alpha:#}");
+        assert!(alpha["journal"]["store"]["how"] == "dsync" || alpha["state"] != "receiving", "{alpha:#}");
         let mut client = Client::go(&mirror.unix(), "vol0").unwrap();
         for at in 0..32 {
             client.write(at * 65_536, &pattern(at, 65_536)).unwrap();
@@ -303,5 +303,5 @@ fn a_source_that_has_become_a_destination_is_checked_as_that() {
     assert_eq!((&report["role"], &report["running"]), (&"destination".into(), &false.into()), "{report:#}");
     assert_eq!(report["latency"]["on"], mirror.plan.path("standby/alpha/state").to_str().unwrap(), "{report:#}");
     let serving = &mirror.destination.status()["sources"][0]["serving"];
-    assert_eq!(serving["store"]["how"], "dsync", "{serving:#}");
+    assert_eq!(serving["journal"]["store"]["how"], "dsync", "{serving:#}");
 }

@@ -110,7 +110,7 @@ fn source(out: &mut Lines, status: &Value, now_unix_s: u64) {
     failover(out, status, now_unix_s);
     out.text("proved", &verified_to(status));
     out.halves(status);
-    out.store(status);
+    out.journal(status);
     out.progress("resync", &status["resync"]);
     out.progress("verify", &status["verify"]);
     if let Some(ended) = status["last_verify"]["ended"].as_str() {
@@ -221,7 +221,7 @@ fn mirrored(out: &mut Lines, status: &Value, now_unix_s: u64) {
         ),
     );
     out.halves(status);
-    out.store(status);
+    out.journal(status);
     if let (Some(staged), Some(limit)) = (count(status, "staged_bytes"), count(status, "staging_limit_bytes")) {
         let phase = word(status, "phase");
         out.text("staging", &format!("{}  {phase}, {} of {}", bar(staged, limit), bytes(staged), bytes(limit)));
@@ -311,8 +311,9 @@ impl Lines {
         }
     }
 
-    fn store(&mut self, status: &Value) {
-        if let (Some(how), Some(why)) = (status["store"]["how"].as_str(), status["store"]["why"].as_str()) {
+    fn journal(&mut self, status: &Value) {
+        let store = &status["journal"]["store"];
+        if let (Some(how), Some(why)) = (store["how"].as_str(), store["why"].as_str()) {
             self.text("journal", &format!("written {how}: {why}"));
         }
     }

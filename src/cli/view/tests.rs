@@ -21,7 +21,7 @@ fn source_status() -> Value {
             {"fill": 6, "state": "clean", "bytes": 0, "capacity_bytes": 134217728, "records": 0},
             {"fill": 7, "state": "open", "bytes": 12902400, "capacity_bytes": 134217728, "records": 23},
         ],
-        "store": {"how": "direct", "why": "vdc has no volatile cache, so what it has taken is stable"},
+        "journal": {"store": {"how": "direct", "why": "vdc has no volatile cache, so what it has taken is stable"}},
         "clients": 2, "requests": 0, "writes_waiting": 0,
         "volumes": [{"name": "vol0", "device": "/dev/vdb", "size_bytes": 1073741824}],
         "answered_writes": 120, "answered_reads": 8, "written_bytes": 491520,

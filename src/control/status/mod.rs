@@ -23,9 +23,14 @@ pub(super) fn halves(halves: &[HalfStatus]) -> Vec<Value> {
     halves.iter().map(half).collect()
 }
 
-/// How a journal is written, and why so.
+/// How something is written, and why so.
 pub(super) fn store(store: &Store) -> Value {
     json!({ "how": store.how.word(), "why": store.why })
+}
+
+/// The journal, or a destination's journal files, as in status.
+pub(super) fn journal(journal: &Store) -> Value {
+    json!({ "store": store(journal) })
 }
 
 /// How far the daemon is safe from waiting for a disk that it serves itself.

@@ -24,7 +24,7 @@ fn in_step() -> SourceStatus {
     let half = HalfStatus { fill: 7, state: "open", bytes: 4096, capacity_bytes: 128 << 20, records: 1 };
     SourceStatus {
         superblock: Superblock::first(Role::Source, Id::default(), "alpha", 128 << 20, Epoch(1), vec![volume]),
-        store: Store::unknown(),
+        journal: Store::unknown(),
         link: LinkState::Up,
         last_record: 123,
         stored_here: 123,

@@ -227,7 +227,7 @@ impl Engine {
             .sum();
         SourceStatus {
             superblock: superblock.clone(),
-            store: self.journal.store_way().clone(),
+            journal: self.journal.store_way().clone(),
             link,
             last_record: core.last().0,
             stored_here: core.written().0,
