@@ -1,6 +1,7 @@
 //! The command line: one file a verb.
 
 mod attach;
+mod check;
 mod daemon;
 pub mod demo;
 mod detach;
@@ -36,6 +37,8 @@ const EXIT_UNREACHABLE: u8 = 4;
 const EXIT_DIFFERENT: u8 = 5;
 /// Exit code: a promote would need force.
 const EXIT_NEEDS_FORCE: u8 = 7;
+/// Exit code: a check found what would break a promise.
+const EXIT_WARNED: u8 = 8;
 
 /// Exit code: the kernel's NBD client can't be used.
 const EXIT_KERNEL: u8 = 6;
@@ -49,7 +52,8 @@ Exit codes:
   4  the daemon can't be reached, or no server has the volume
   5  verify found differences that are not repaired
   6  the kernel's NBD client isn't loaded, or not permitted
-  7  promote --check: without --force it would be refused";
+  7  promote --check: without --force it would be refused
+  8  check found something that would break a promise";
 
 /// Mirrors block devices synchronously, in userspace, over NBD.
 #[derive(Debug, Parser)]
@@ -65,6 +69,8 @@ enum Verb {
     Source(DaemonArgs),
     /// Keep the images of one or more sources (a daemon, in the foreground)
     Destination(DaemonArgs),
+    /// Look at what a configuration names, measure it, and warn of what would break a promise; changes nothing
+    Check(check::CheckArgs),
     /// Show how a daemon fares
     Status(status::StatusArgs),
     /// Switch halves now and wait until the destination has applied (at a source)
@@ -119,6 +125,7 @@ pub fn main() -> ExitCode {
     let done = match CommandLine::parse().verb {
         Verb::Source(args) => daemon::source(&args),
         Verb::Destination(args) => daemon::destination(&args),
+        Verb::Check(args) => check::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Sync(args) => sync::run(&args),
         Verb::Set(args) => set::run(&args),
@@ -147,6 +154,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(CallError::Unreachable(_)) => EXIT_UNREACHABLE,
         None if error.is::<verify::Different>() => EXIT_DIFFERENT,
         None if error.is::<promote::NeedsForce>() => EXIT_NEEDS_FORCE,
+        None if error.is::<check::Warned>() => EXIT_WARNED,
         None if error.is::<rejoin::Discards>() => EXIT_REFUSED,
         None => match error.downcast_ref() {
             Some(AttachError::Refused(_)) => EXIT_REFUSED,
@@ -194,6 +202,8 @@ mod tests {
             "source --config source.toml",
             "source --config source.toml --init",
             "destination --config destination.toml",
+            "check --config source.toml",
+            "check --config source.toml --role source --json",
             "status --admin /run/a",
             "status --admin /run/a --json",
             "status --admin /run/a --watch",
@@ -233,6 +243,8 @@ mod tests {
             "",
             "sync",
             "source",
+            "check",
+            "check --config a --role both",
             "promote --admin /a",
             "promote alpha",
             "promote --offline alpha",

@@ -3,9 +3,10 @@
 use crate::core::dirty::{self, Dirty};
 use crate::core::grains::Grains;
 use crate::format::block::{Block, BlockError};
-use crate::format::superblock::Superblock;
+use crate::format::ids::{Epoch, Id};
+use crate::format::superblock::{Role, Superblock, Volume};
 use crate::format::wire::{self, HELLO, LACKS, WELCOME, Welcome};
-use crate::limits::BLOCK_BYTES;
+use crate::limits::{BLOCK_BYTES, MIN_HALF_BYTES};
 use anyhow::{Context as _, bail};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::os::fd::OwnedFd;
@@ -59,6 +60,23 @@ pub async fn introduce(stream: &mut TcpStream, source: &Superblock) -> anyhow::R
         block = receive(stream, &[WELCOME], WELCOME_LIMIT).await?;
     }
     Ok((Welcome::decode(&block).map_err(|error| not_ours(&error))?, lacks))
+}
+
+/// What a check introduces itself as: no source can be called so. Its only volume bears the name of the source that it asks
+/// about, and it is always refused, without a reason where that source is known.
+const CHECK: &str = ".check";
+
+/// Asks a destination whether it knows a source, and takes nothing from anybody. Returns why it would be refused.
+pub async fn check(stream: &mut TcpStream, source: &str) -> anyhow::Result<Option<String>> {
+    let volume = Volume { name: source.to_owned(), size_bytes: BLOCK_BYTES as u64, block_bytes: BLOCK_BYTES as u32 };
+    let hello = Superblock::first(Role::Source, Id::default(), CHECK, MIN_HALF_BYTES, Epoch(1), vec![volume]);
+    let (welcome, _) = introduce(stream, &hello).await?;
+    Ok(Some(welcome.reason).filter(|reason| !reason.is_empty()))
+}
+
+/// The source that is asked about, where this is the hello of a check.
+pub fn asked_by_check(hello: &Superblock) -> Option<&str> {
+    hello.volumes.first().filter(|_| hello.name == CHECK).map(|volume| volume.name.as_str())
 }
 
 /// Says what this side may lack, before the engine answers the hello.

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 
 use anyhow::{Context as _, bail};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use super::config::{HostPort, ListenAddress};
 
@@ -94,11 +94,47 @@ pub fn bind_unix(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
     })
 }
 
+/// Says whether an address could be bound, without binding it for anyone to connect to.
+///
+/// # Errors
+/// As [`bind`]'s.
+pub async fn probe(address: &ListenAddress) -> anyhow::Result<()> {
+    match address {
+        ListenAddress::Unix(path) => {
+            left_over(path)?;
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if !folder.is_dir() {
+                bail!("can't listen on {address}: its folder is missing: make it, or choose another path");
+            }
+            Ok(())
+        }
+        ListenAddress::Tcp(host) => {
+            let bound = async {
+                let mut found = tokio::net::lookup_host((host.host.as_str(), host.port)).await?;
+                let address = found.next().ok_or_else(|| io::Error::other("the name has no address"))?;
+                let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+                socket.set_reuseaddr(true)?;
+                // Nobody gets through to a socket that doesn't listen.
+                socket.bind(address)
+            };
+            bound.await.with_context(|| format!("can't listen on {address}"))
+        }
+    }
+}
+
 /// Removes a socket file that refuses connections: its daemon is gone.
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    if left_over(path)? {
+        std::fs::remove_file(path).with_context(|| format!("can't remove the left-over socket {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Whether a socket file is there behind which nobody answers. Anything else that is there is an error.
+fn left_over(path: &Path) -> anyhow::Result<bool> {
     let shown = path.display();
     let metadata = match path.symlink_metadata() {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         other => other.with_context(|| format!("can't look at {shown}"))?,
     };
     if !metadata.file_type().is_socket() {
@@ -108,9 +144,7 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
         Ok(_) => {
             bail!("can't listen on unix:{shown}: another process serves it: stop that one, or choose another path")
         }
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).with_context(|| format!("can't remove the left-over socket {shown}"))
-        }
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
         Err(error) => Err(error).with_context(|| format!("can't tell whether {shown} is in use")),
     }
 }

@@ -1,6 +1,7 @@
 //! The control plane, on tokio.
 
 pub mod admin;
+pub mod check;
 pub mod config;
 pub mod destination;
 pub mod exports;

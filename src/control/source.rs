@@ -38,19 +38,7 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
         volumes.push(Volume { name: volume.name.clone(), disk });
     }
     let shapes: Vec<ExportShape> = volumes.iter().map(|volume| shape(&volume.disk)).collect();
-    let plan = Plan {
-        name: config.name.clone(),
-        durability: config.durability.into(),
-        mirrored: config.destination.is_some(),
-        policy: Policy { on_disconnect: config.on_disconnect.into(), timeout: config.timeout },
-        grain_bytes: u32::try_from(config.journal.grain_bytes).context("journal.grain is out of range")?,
-        max_age: config.journal.max_age,
-        journal: config.journal.path.clone(),
-        journal_bytes: config.journal.size_bytes,
-        volumes,
-        birth: Birth::First,
-        init,
-    };
+    let plan = plan(&config, volumes, init)?;
     let engine::Handle { commands, link, mut ended } = tokio::task::spawn_blocking(|| engine::spawn(plan)).await??;
     let outcome: anyhow::Result<Option<Turn>> =
         serve(&config, shapes, commands.clone(), link, &mut ended, &mut signals).await;
@@ -67,6 +55,23 @@ pub async fn run(config: SourceConfig, init: bool) -> anyhow::Result<()> {
     // It lets go of its files: the daemon opens all of them again.
     drop(seat.rejoin(turn).await?);
     destination::run_until(standby, init, &mut signals).await
+}
+
+/// What a source of this configuration is to be.
+pub(super) fn plan(config: &SourceConfig, volumes: Vec<Volume>, init: bool) -> anyhow::Result<Plan> {
+    Ok(Plan {
+        name: config.name.clone(),
+        durability: config.durability.into(),
+        mirrored: config.destination.is_some(),
+        policy: Policy { on_disconnect: config.on_disconnect.into(), timeout: config.timeout },
+        grain_bytes: u32::try_from(config.journal.grain_bytes).context("journal.grain is out of range")?,
+        max_age: config.journal.max_age,
+        journal: config.journal.path.clone(),
+        journal_bytes: config.journal.size_bytes,
+        volumes,
+        birth: Birth::First,
+        init,
+    })
 }
 
 /// What this source can give up, where it can.
@@ -143,7 +148,11 @@ async fn serve(
 
 /// Opens a disk whose size is a whole number of its blocks.
 pub(super) fn open_whole(what: &'static str, path: &std::path::Path) -> anyhow::Result<Disk> {
-    let disk = Disk::open(what, path)?;
+    whole(Disk::open(what, path)?)
+}
+
+/// Refuses a disk whose size isn't a whole number of its blocks.
+pub(super) fn whole(disk: Disk) -> anyhow::Result<Disk> {
     let block = u64::from(disk.block_bytes);
     if disk.size_bytes == 0 || !disk.size_bytes.is_multiple_of(block) {
         let size = disk.size_bytes;

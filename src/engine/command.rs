@@ -4,6 +4,7 @@
 //! senders never block.
 
 use super::destination::Warrant;
+use super::promise::Store;
 use crate::core::destination::Unreadable;
 use crate::core::grains::Grains;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
@@ -227,6 +228,8 @@ pub struct Logged {
 pub struct SourceStatus {
     /// The durable facts.
     pub superblock: Superblock,
+    /// How the journal is written, and why so.
+    pub journal: Store,
     /// The connection.
     pub link: LinkState,
     /// The last record in the order.
@@ -284,6 +287,8 @@ pub struct DestinationStatus {
     pub superblock: Superblock,
     /// What of it is in the shared log, where there is one.
     pub logged: Option<Logged>,
+    /// How the journal files are written, and why so.
+    pub journal: Store,
     /// Whether a promote would give a consistent image.
     pub promotable: bool,
     /// The last record that who reads an image sees; or why nobody may.

@@ -1,15 +1,15 @@
 //! Files and devices: opened exclusively, with O_DIRECT, measured, preallocated; and the few synchronous transfers
 //! that a start needs.
 
+use super::filesystem::{FileSystem, Home};
 use super::memory::Memory;
+use super::promise::{Ground, Store};
 use super::ring::Target;
 use crate::core::Place;
 use crate::format::block::Block;
 use crate::limits::BLOCK_BYTES;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::statfs::{
-    AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, FUSE_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, fstatfs,
-};
+use nix::sys::statfs::fstatfs;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
@@ -19,11 +19,6 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Not yet in nix, by `linux/magic.h`.
-const CEPH: FsType = FsType(0x00c3_6400);
-const CIFS: FsType = FsType(0xff53_4d42);
-const SMB2: FsType = FsType(0xfe53_4d42);
-
 /// What went wrong with a file or device: what it is for, where it is, the cause, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} {}: {cause}", path.display())]
@@ -31,6 +26,14 @@ pub struct DiskError {
     what: &'static str,
     path: PathBuf,
     cause: String,
+    in_use: bool,
+}
+
+impl DiskError {
+    /// Whether nothing is wrong but that somebody else has it.
+    pub fn in_use(&self) -> bool {
+        self.in_use
+    }
 }
 
 /// An open file or block device. It is locked against other daemons as long as it is open.
@@ -51,12 +54,23 @@ pub struct Disk {
     pub can_zero: bool,
     /// Whether the kernel may wait for it while an operation is submitted.
     may_block: bool,
+    /// How what has to be stable is written.
+    store: Store,
 }
 
 impl Disk {
     /// Opens an existing file or block device for O_DIRECT. `what` names its part in messages ("volume", "journal"…).
     pub fn open(what: &'static str, path: &Path) -> Result<Disk, DiskError> {
-        let fail = |cause: String| DiskError { what, path: path.to_owned(), cause };
+        Disk::open_within(what, path, LOCK_PATIENCE)
+    }
+
+    /// As [`Disk::open`], but who has it isn't waited for.
+    pub fn open_now(what: &'static str, path: &Path) -> Result<Disk, DiskError> {
+        Disk::open_within(what, path, Duration::ZERO)
+    }
+
+    fn open_within(what: &'static str, path: &Path, patience: Duration) -> Result<Disk, DiskError> {
+        let fail = |cause: String| DiskError { what, path: path.to_owned(), cause, in_use: false };
         let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 fail("there is no such file or device; check the path in the configuration".into())
@@ -74,13 +88,14 @@ impl Disk {
         let exclusive = if is_device { libc::O_EXCL } else { 0 };
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_DIRECT | exclusive | libc::O_CLOEXEC);
-        let patience = Instant::now() + LOCK_PATIENCE;
+        let deadline = Instant::now() + patience;
         let file = loop {
             match lock(&options, path) {
                 Ok(file) => break file,
-                Err(Busy::Locked) if Instant::now() < patience => std::thread::sleep(Duration::from_millis(20)),
+                Err(Busy::Locked) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
                 Err(Busy::Locked) => {
-                    return Err(fail("is in use by another daemon or program (its lock is held)".into()));
+                    let error = fail("is in use by another daemon or program (its lock is held)".into());
+                    return Err(DiskError { in_use: true, ..error });
                 }
                 Err(Busy::Other(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
                     return Err(fail("this file system doesn't support O_DIRECT; put it on another one".into()));
@@ -98,6 +113,7 @@ impl Disk {
             can_punch: true,
             can_zero: true,
             may_block: false,
+            store: Store::unknown(),
         };
         disk.measure().map_err(|error| disk.error(&error))?;
         Ok(disk)
@@ -107,7 +123,12 @@ impl Disk {
     pub fn open_or_create(what: &'static str, path: &Path) -> Result<Disk, DiskError> {
         if !path.exists() {
             let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-            made.map_err(|error| DiskError { what, path: path.to_owned(), cause: format!("can't be made: {error}") })?;
+            made.map_err(|error| DiskError {
+                what,
+                path: path.to_owned(),
+                cause: format!("can't be made: {error}"),
+                in_use: false,
+            })?;
         }
         Disk::open(what, path)
     }
@@ -125,17 +146,7 @@ impl Disk {
             self.can_punch = limit.is_some_and(|limit| limit.trim() != "0");
         } else {
             // What is far away takes asynchronous operations, and waits for them nevertheless.
-            let far = [
-                FUSE_SUPER_MAGIC,
-                NFS_SUPER_MAGIC,
-                SMB_SUPER_MAGIC,
-                AFS_SUPER_MAGIC,
-                CODA_SUPER_MAGIC,
-                CEPH,
-                CIFS,
-                SMB2,
-            ];
-            self.may_block = far.contains(&fstatfs(&*self.file)?.filesystem_type());
+            self.may_block = FileSystem::of(fstatfs(&*self.file)?.filesystem_type()).home == Home::Far;
         }
         let path = CString::new(self.path.as_os_str().as_bytes())?;
         // SAFETY: statx writes into a zeroed struct of its own type; all-zero is a valid value of it.
@@ -158,12 +169,25 @@ impl Disk {
 
     /// An error about this disk.
     pub fn error(&self, cause: &dyn std::fmt::Display) -> DiskError {
-        DiskError { what: self.what, path: self.path.clone(), cause: cause.to_string() }
+        DiskError { what: self.what, path: self.path.clone(), cause: cause.to_string(), in_use: false }
     }
 
     /// For the ring; valid as long as the disk lives.
     pub fn target(&self) -> Target {
-        Target { fd: self.file.as_raw_fd(), may_block: self.may_block }
+        Target { fd: self.file.as_raw_fd(), may_block: self.may_block, way: self.store.how }
+    }
+
+    /// From now on it is written in the cheapest way that is stable. For what is written synchronously, record by record; what
+    /// is written first and synced later has nothing to win.
+    pub fn choose_way(&mut self) {
+        if let Ok(ground) = Ground::of(&self.path) {
+            self.store = ground.store();
+        }
+    }
+
+    /// How what has to be stable is written, and why so.
+    pub fn store_way(&self) -> &Store {
+        &self.store
     }
 
     /// Its path.

@@ -6,6 +6,8 @@
 //! - `memory`: the memory that the kernel reads and writes, and how it is handed out.
 //! - `ring`: operations that own their memory until they are complete.
 //! - `disk`: opening, locking and preallocating files and devices.
+//! - `promise`: how a write becomes stable, by what is under it: `block_device`, `filesystem`.
+//! - `latency`: how long it takes until a write is stable.
 //! - `process`: what a process asks of the system for itself.
 //! - `run`: runs of a flush, an apply or a drain go to a device.
 //! - `zeroing`: ranges become zeros, by whatever way the device has.
@@ -15,17 +17,21 @@
 //! - `sums`: the checksums by which both sides compare blocks.
 //! - `source`, `destination`: the two drivers of the core.
 
+pub mod block_device;
 mod client;
 mod clients;
 pub mod command;
 pub mod destination;
 pub mod disk;
 mod extents;
+pub mod filesystem;
 pub mod held;
 pub mod kept;
+pub mod latency;
 pub mod memory;
 pub mod nvram;
 pub mod process;
+pub mod promise;
 mod request;
 pub mod ring;
 mod run;

@@ -5,6 +5,7 @@
 //! is submitted again.
 
 use super::memory::Memory;
+use super::promise::Way;
 use crate::core::Place;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode, types};
@@ -68,12 +69,14 @@ pub struct Target {
     /// Whether the kernel may carry an operation out while it is submitted, however long that takes. It is told then to
     /// use one of its own threads.
     pub may_block: bool,
+    /// How a write that has to be stable is made so.
+    pub way: Way,
 }
 
 impl Target {
     /// One that nobody ever waits for.
     fn prompt(fd: RawFd) -> Target {
-        Target { fd, may_block: false }
+        Target { fd, may_block: false, way: Way::Dsync }
     }
 }
 
@@ -199,7 +202,7 @@ impl<T: Copy> Ring<T> {
                 opcode::SendMsg::new(fd, &*slot.header).flags(flags).build()
             }
             (Kind::Write { offset, stable }, single) => {
-                let flags = if stable { libc::RWF_DSYNC } else { 0 };
+                let flags = if stable && slot.target.way == Way::Dsync { libc::RWF_DSYNC } else { 0 };
                 match single {
                     Some((at, bytes)) => {
                         opcode::Write::new(fd, at, bytes).offset(offset + done).rw_flags(flags).build()
@@ -211,6 +214,8 @@ impl<T: Copy> Ring<T> {
                 opcode::Read::new(fd, at, bytes).offset(offset + done).build()
             }
             (Kind::Read { offset }, None) => opcode::Readv::new(fd, first, count).offset(offset + done).build(),
+            // What is complete is stable: there is nothing to sync.
+            (Kind::Sync, _) if slot.target.way == Way::Direct => opcode::Nop::new().build(),
             (Kind::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             (Kind::Allocate { mode, offset, length }, _) => {
                 opcode::Fallocate::new(fd, length).offset(offset).mode(mode).build()
@@ -377,6 +382,22 @@ mod tests {
             let left = Arc::downgrade(&memory);
             drop((ring, memory));
             assert_eq!(left.upgrade().is_some(), receiving);
+        }
+    }
+
+    #[test]
+    fn where_writes_are_stable_a_sync_asks_nobody() {
+        let wake = EventFd::new().unwrap();
+        let (mut ring, _memory) = ring(&wake);
+        // A socket can't be synced, so the kernel tells whether it was asked.
+        let (near, _far) = UnixStream::pair().unwrap();
+        for (way, asked) in [(Way::Direct, false), (Way::Dsync, true)] {
+            ring.sync(1, Target { fd: near.as_raw_fd(), may_block: false, way });
+            let mut finished = Vec::new();
+            while finished.is_empty() {
+                ring.wait(None, &mut finished).unwrap();
+            }
+            assert_eq!(finished[0].1.is_err(), asked, "{way:?}");
         }
     }
 }

@@ -14,6 +14,7 @@ mod bad_clients;
 mod bad_devices;
 mod bad_peers;
 mod bad_start;
+mod check;
 mod clients;
 mod copy;
 mod demo;

@@ -4,8 +4,10 @@
 //! Daemon and command line may be of different versions, so every field may be missing: a number
 //! that isn't there is shown as `?`, a whole line that says nothing is left out.
 
+mod check;
 mod warrant;
 
+pub(super) use check::check;
 pub(super) use warrant::warrant;
 
 use serde_json::Value;
@@ -117,6 +119,7 @@ fn source(out: &mut Lines, status: &Value, now_unix_s: u64) {
     failover(out, status, now_unix_s);
     out.text("proved", &verified_to(status));
     out.halves(status);
+    out.journal(status);
     out.progress("resync", &status["resync"]);
     out.progress("verify", &status["verify"]);
     if let Some(ended) = status["last_verify"]["ended"].as_str() {
@@ -227,6 +230,7 @@ fn mirrored(out: &mut Lines, status: &Value, now_unix_s: u64) {
         ),
     );
     out.halves(status);
+    out.journal(status);
     if let (Some(staged), Some(limit)) = (count(status, "staged_bytes"), count(status, "staging_limit_bytes")) {
         let phase = word(status, "phase");
         out.text("staging", &format!("{}  {phase}, {} of {}", bar(staged, limit), bytes(staged), bytes(limit)));
@@ -317,6 +321,13 @@ impl Lines {
                 number(half, "records"),
             );
             self.line(label, &text);
+        }
+    }
+
+    fn journal(&mut self, status: &Value) {
+        let store = &status["journal"]["store"];
+        if let (Some(how), Some(why)) = (store["how"].as_str(), store["why"].as_str()) {
+            self.text("journal", &format!("written {how}: {why}"));
         }
     }
 

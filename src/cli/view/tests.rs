@@ -21,6 +21,7 @@ fn source_status() -> Value {
             {"fill": 6, "state": "clean", "bytes": 0, "capacity_bytes": 134217728, "records": 0},
             {"fill": 7, "state": "open", "bytes": 12902400, "capacity_bytes": 134217728, "records": 23},
         ],
+        "journal": {"store": {"how": "direct", "why": "vdc has no volatile cache, so what it has taken is stable"}},
         "clients": 2, "requests": 0, "writes_waiting": 0,
         "volumes": [{"name": "vol0", "device": "/dev/vdb", "size_bytes": 1073741824}],
         "answered_writes": 120, "answered_reads": 8, "written_bytes": 491520,
@@ -38,6 +39,7 @@ mirroring    source alpha to 10.0.0.2:10808, epoch 1, durability always
   proved     verified to record 100
   half A     [--------------------]  clean     fill 6, 0 B of 128.0 MiB, 0 records
   half B     [#-------------------]  open      fill 7, 12.3 MiB of 128.0 MiB, 23 records
+  journal    written direct: vdc has no volatile cache, so what it has taken is stable
   records    123 made, 123 stored here, 120 there (3 behind)
   policy     continue after 5 s without the destination
   peer       direct, promotable when it was met; heard 12 ms ago

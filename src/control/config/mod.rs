@@ -45,6 +45,31 @@ pub const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Longest path of a Unix socket, in bytes: the kernel's `sun_path` less its final zero (unix(7)).
 pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
+/// Either daemon's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Config {
+    /// A source's.
+    Source(Box<SourceConfig>),
+    /// A destination's.
+    Destination(Box<DestinationConfig>),
+}
+
+impl Config {
+    /// Reads and checks a file. Whose it is is told by `is_destination`, or else by its keys: only a destination has a
+    /// `journal_dir` of its own.
+    ///
+    /// # Errors
+    /// As those of the two.
+    pub fn load(path: &Path, is_destination: Option<bool>) -> anyhow::Result<Config> {
+        let tells = || read::<toml::Table>(path).map(|keys| keys.contains_key("journal_dir"));
+        Ok(if is_destination.map_or_else(tells, Ok)? {
+            Config::Destination(Box::new(DestinationConfig::load(path)?))
+        } else {
+            Config::Source(Box::new(SourceConfig::load(path)?))
+        })
+    }
+}
+
 /// Section `[nbd]`: where NBD clients connect.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]

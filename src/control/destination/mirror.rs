@@ -534,8 +534,8 @@ impl Mirror {
             "warrant": status::warrant::describe(&status.warrant),
             "received_bytes": counters.written_bytes, "stored_bytes": counters.journal_bytes,
             "applied_bytes": counters.flushed_bytes, "journal_writes": counters.journal_writes,
-            "halves": status::halves(&status.halves), "volumes": self.volumes(Some(superblock)),
-            "nvram": status.logged.map(logged),
+            "halves": status::halves(&status.halves), "journal": status::journal(&status.journal),
+            "nvram": status.logged.map(logged), "volumes": self.volumes(Some(superblock)),
             "exports": exports, "clients": status.clients, "read_record": status.live.ok(),
             "read_refusal": status.live.err().map(|reason| reason.to_string()),
         })

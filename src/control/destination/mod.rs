@@ -120,15 +120,19 @@ impl Daemon {
                 return Err(error);
             }
         };
-        let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.name() == hello.name) else {
+        let checked = handshake::asked_by_check(&hello);
+        let name = checked.unwrap_or(&hello.name);
+        let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.name() == name) else {
             let reason = format!(
-                "this destination knows no source \"{}\", only {}; add it to the destination's configuration",
-                hello.name,
+                "this destination knows no source \"{name}\", only {}; add it to the destination's configuration",
                 self.names()
             );
             handshake::answer(&mut stream, &refuse(reason.clone())).await?;
             bail!(reason);
         };
+        if checked.is_some() {
+            return handshake::answer(&mut stream, &refuse(String::new())).await;
+        }
         mirror.meet(stream, hello, address).await
     }
 

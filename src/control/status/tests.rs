@@ -5,6 +5,7 @@ use super::*;
 use crate::control::config::SourceConfig;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
 use crate::engine::command::{Counters, LinkState, PeerStatus, Progress, SourceStatus, Verified};
+use crate::engine::promise::Store;
 use crate::format::ids::{Epoch, Id};
 use crate::format::superblock::{Phase, Role, Superblock, Volume};
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ fn in_step() -> SourceStatus {
     let half = HalfStatus { fill: 7, state: "open", bytes: 4096, capacity_bytes: 128 << 20, records: 1 };
     SourceStatus {
         superblock: Superblock::first(Role::Source, Id::default(), "alpha", 128 << 20, Epoch(1), vec![volume]),
+        journal: Store::unknown(),
         link: LinkState::Up,
         last_record: 123,
         stored_here: 123,

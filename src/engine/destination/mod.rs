@@ -359,6 +359,7 @@ impl Engine {
         DestinationStatus {
             superblock: self.core.superblock().clone(),
             logged: self.logged(),
+            journal: self.files[0].store_way().clone(),
             promotable: self.core.promotable(),
             live: self.core.view().map(|view| view.mark.seq.0),
             clients: self.live.count(),

@@ -57,10 +57,37 @@ impl Folder {
             return Ok(None);
         }
         let state = Disk::open("state", &file)?;
-        let (blocks, blank) = state.first_blocks(2 * BLOCK_BYTES as u64)?;
         // What a killed daemon had under way can be read, but a power cut may still take it away: nothing may build on
         // it before it is stable.
         state.sync()?;
+        let Some(mut superblock) = Folder::judge(&state, name, init)? else { return Ok(None) };
+        // A crash may have come between the two copies: while one alone says that a half is clean, nothing in that
+        // half may change, and one alone may not know of a promote.
+        for _copy in 0..2 {
+            superblock.generation += 1;
+            state.store_block(&superblock.encode(), superblock.copy_offset())?;
+        }
+        Ok(Some(Folder { path: path.to_owned(), state, superblock }))
+    }
+
+    /// Opens the state of a source's folder, and says what a start would make of it; `None` where nothing was received. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// What would keep a start from it; that somebody has it isn't waited for.
+    pub fn look(path: &Path, name: &str) -> anyhow::Result<Option<(Disk, Superblock)>> {
+        let file = path.join("state");
+        if !file.exists() {
+            return Ok(None);
+        }
+        let mut state = Disk::open_now("state", &file)?;
+        state.choose_way();
+        Ok(Folder::judge(&state, name, false)?.map(|superblock| (state, superblock)))
+    }
+
+    /// What an open state file says of itself; `None` where nothing was ever received. Changes nothing.
+    fn judge(state: &Disk, name: &str, init: bool) -> anyhow::Result<Option<Superblock>> {
+        let (blocks, blank) = state.first_blocks(2 * BLOCK_BYTES as u64)?;
         let read = Reading::of(Role::Destination, [&blocks[0], &blocks[1]], blank);
         let promoted = read.newest.as_ref().is_some_and(|superblock| superblock.promoted);
         let found = Found {
@@ -74,17 +101,11 @@ impl Folder {
         let anew = "give --init to begin anew: when the source connects, everything is copied again, over the images. \
                     Don't, if they were promoted";
         let refusal = match (found.decide().action, read.newest) {
-            (Action::Receive | Action::Serve, Some(mut superblock)) => {
+            (Action::Receive | Action::Serve, Some(superblock)) => {
                 if !trouble.is_empty() {
-                    tracing::warn!("state {}: {trouble}; the other copy counts", file.display());
+                    tracing::warn!("state {}: {trouble}; the other copy counts", state.path().display());
                 }
-                // A crash may have come between the two copies: while one alone says that a half is clean, nothing in that
-                // half may change, and one alone may not know of a promote.
-                for _copy in 0..2 {
-                    superblock.generation += 1;
-                    state.store_block(&superblock.encode(), superblock.copy_offset())?;
-                }
-                return Ok(Some(Folder { path: path.to_owned(), state, superblock }));
+                return Ok(Some(superblock));
             }
             (Action::Wait | Action::Receive | Action::Serve, _) => return Ok(None),
             (Action::RefuseOwner, _) => format!(
@@ -289,7 +310,8 @@ fn prepare(
     commands: crossbeam_channel::Receiver<DestinationCommand>,
     wake: Arc<EventFd>,
 ) -> anyhow::Result<Engine> {
-    let Folder { path, state, superblock } = folder;
+    let Folder { path, mut state, superblock } = folder;
+    state.choose_way();
     super::receive::check_images(&superblock, &images).map_err(|reason| anyhow::anyhow!(reason))?;
     let half_bytes = superblock.half_bytes;
     let bytes = memory_bytes(half_bytes) + Live::bytes(live);
@@ -298,7 +320,8 @@ fn prepare(
     let ring = Ring::new(memory.clone())?;
     let mut files = Vec::new();
     for half in 0..2 {
-        let file = Disk::open("journal file", &half_path(&path, half))?;
+        let mut file = Disk::open("journal file", &half_path(&path, half))?;
+        file.choose_way();
         // What a killed daemon wrote may still be in the disk's cache only; what is found counts as stored.
         file.sync()?;
         file.load(&memory, half_place(half_bytes, half), 0, half_bytes)?;

@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
-pub use start::{Birth, Handle, Plan, Promoted, Volume, journal_bytes, spawn};
+pub use start::{Birth, Handle, Plan, Promoted, Volume, journal_bytes, look, spawn};
 
 /// Device writes of a flush under way while it is on time, and while it is late.
 const FLUSH_DEPTH: (u32, u32) = (4, 32);

@@ -227,6 +227,7 @@ impl Engine {
             .sum();
         SourceStatus {
             superblock: superblock.clone(),
+            journal: self.journal.store_way().clone(),
             link,
             last_record: core.last().0,
             stored_here: core.written().0,

@@ -148,7 +148,8 @@ fn prepare(
     wake: Arc<EventFd>,
     link: watch::Sender<LinkState>,
 ) -> anyhow::Result<Engine> {
-    let (journal, mut superblock) = open_journal(&plan)?;
+    let (mut journal, mut superblock) = open_journal(&plan)?;
+    journal.choose_way();
     let half_bytes = superblock.half_bytes;
     // What a promote left unapplied is in the pool as well, until it is on the images.
     // A journal that was just made has nothing of its own yet, so it takes its own halves' place.
@@ -321,6 +322,25 @@ fn inherit(
 /// Opens the journal and checks that it is this source's, or makes it.
 fn open_journal(plan: &Plan) -> anyhow::Result<(Disk, Superblock)> {
     let journal = Disk::open_or_create("journal", &plan.journal)?;
+    match judge(plan, &journal)? {
+        Some(superblock) => Ok((journal, superblock)),
+        None => make_journal(plan, journal),
+    }
+}
+
+/// Opens a journal that is there, and says what a start would make of it. Changes nothing.
+///
+/// # Errors
+/// What would keep a start from it; that somebody has it isn't waited for.
+pub fn look(plan: &Plan) -> anyhow::Result<(Disk, Option<Superblock>)> {
+    let mut journal = Disk::open_now("journal", &plan.journal)?;
+    journal.choose_way();
+    let superblock = judge(plan, &journal)?;
+    Ok((journal, superblock))
+}
+
+/// What an open journal says of itself; `None` where one is to be made, over whatever is there. Changes nothing.
+fn judge(plan: &Plan, journal: &Disk) -> anyhow::Result<Option<Superblock>> {
     let (blocks, blank) = journal.first_blocks(BLANK_BYTES)?;
     let read = Reading::of(Role::Source, [&blocks[0], &blocks[1]], blank);
     if let Birth::Promote(promoted) = &plan.birth
@@ -330,7 +350,7 @@ fn open_journal(plan: &Plan) -> anyhow::Result<(Disk, Superblock)> {
             .is_some_and(|of| of.lineage == promoted.state.lineage && of.epoch < promoted.state.epoch)
     {
         // That of an earlier promote, whose source has been a destination since.
-        return make_journal(plan, journal);
+        return Ok(None);
     }
     let misfit = read.newest.as_ref().and_then(|superblock| check_journal(plan, superblock).err());
     let fenced = read.newest.as_ref().is_some_and(|superblock| superblock.fenced_by.0 != 0);
@@ -348,9 +368,9 @@ fn open_journal(plan: &Plan) -> anyhow::Result<(Disk, Superblock)> {
             if !trouble.is_empty() {
                 tracing::warn!("journal {}: {trouble}; the other copy counts", plan.journal.display());
             }
-            return Ok((journal, superblock));
+            return Ok(Some(superblock));
         }
-        (Action::Make | Action::Recover | Action::RecoverFenced, _) => return make_journal(plan, journal),
+        (Action::Make | Action::Recover | Action::RecoverFenced, _) => return Ok(None),
         (Action::RefuseOwner, _) => format!(
             "belongs to source \"{theirs}\", not to \"{ours}\". Name another journal, or give --init to make a new one over \
              it: what \"{theirs}\" hasn't flushed from it is lost then"
