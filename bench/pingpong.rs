@@ -27,7 +27,7 @@ fn main() -> io::Result<()> {
     match env::args().nth(1).ok_or_else(usage)?.as_str() {
         "source" => source(),
         "destination" => destination(),
-        seconds => client(Duration::from_secs_f64(seconds.parse().map_err(|_| usage())?)),
+        seconds => client(Duration::try_from_secs_f64(seconds.parse().map_err(|_| usage())?).map_err(|_| usage())?),
     }
 }
 
@@ -42,13 +42,13 @@ fn client(time: Duration) -> io::Result<()> {
     }
     let mut children = [
         start("source", far.into(), OwnedFd::from(sending).into())?,
-        start("destination", OwnedFd::from(receiving).into(), Stdio::null())?,
+        start("destination", OwnedFd::from(receiving), Stdio::null())?,
     ];
     let request = [0x55; REQUEST];
     let mut reply = [0; SIMPLE_REPLY_BYTES];
     let mut ask = |until: Instant, taken: &mut Vec<Duration>| -> io::Result<()> {
         let mut before = Instant::now();
-        while before < until {
+        while taken.is_empty() || before < until {
             near.write_all(&request)?;
             near.read_exact(&mut reply)?;
             let now = Instant::now();
@@ -68,7 +68,7 @@ fn client(time: Duration) -> io::Result<()> {
         child.wait()?;
     }
     taken.sort_unstable();
-    let us = |at: usize| taken.get(at.min(taken.len() - 1)).map_or(0.0, |time| time.as_secs_f64() * 1e6);
+    let us = |at: usize| taken[at].as_secs_f64() * 1e6;
     let (requests, mean_us) = (taken.len(), runtime * 1e6 / taken.len() as f64);
     println!(
         r#"{{"requests":{requests},"runtime_s":{runtime:.3},"iops":{:.1},"mean_us":{mean_us:.2},"p50_us":{:.2},"p99_us":{:.2}}}"#,
