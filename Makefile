@@ -117,6 +117,7 @@ lint: linker components
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
 
 bench: deps build
+	@$(CARGO) build --release --locked --example pingpong
 	@python3 bench/run.py $(BENCH_OPTIONS)
 
 # What is found is kept in fuzz/artifacts/, and its path is the last thing said.

@@ -26,7 +26,7 @@ class Bar:
         peer = " or ".join(peer.name for peer in self.peers)
         if len(self.peers) > 1:
             peer = f"the better of {peer}"
-        return f"{self.factor} × {peer}" + (f" / {self.share}" if self.share > 1 else "")
+        return f"{round(self.factor, 2)} × {peer}" + (f" / {self.share}" if self.share > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ class Verdict:
     reached: bool | None
 
 
-def judge(results: Results) -> list[Verdict]:
-    """A verdict for each bar of each goal, and for the idle goal."""
+def judge(results: Results, goals: tuple[Goal, ...], idle: tuple[System, ...]) -> list[Verdict]:
+    """A verdict for each bar of each goal, and for those that have to be idle at rest."""
     verdicts = []
-    for goal in GOALS:
+    for goal in goals:
         for kind, bars in (("at least", goal.least), ("aim", goal.aim)):
             verdicts += [judge_bar(results, goal, kind, bar) for bar in bars]
-    return verdicts + [judge_idle(results, system) for system in (systems.ALWAYS, systems.FLUSH)]
+    return verdicts + [judge_idle(results, system) for system in idle]
 
 
 def judge_bar(results: Results, goal: Goal, kind: str, bar: Bar) -> Verdict:

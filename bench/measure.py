@@ -66,7 +66,10 @@ def measure_job(
     """Runs fio; the CPU is read after the rest, so that work put off is still charged to the job that caused it."""
     cpu_before_s = service.cpu_s()
     try:
-        result = fio.run(job, service.targets, seconds, place.size_bytes, seed=round_number)
+        if service.client:
+            result = service.client(seconds)
+        else:
+            result = fio.run(job, service.targets, seconds, place.size_bytes, seed=round_number)
     except fio.FioFailed as failure:
         logs = "".join(f"\n  log of {server.name}:\n    {server.log_tail()}" for server in service.servers)
         raise ServerFailed(f"{failure}{logs}") from failure

@@ -20,8 +20,9 @@ FIRST_SYNC_LIMIT_S = 300
 COMMAND_LIMIT_S = 300
 
 
-def serve_nbd_mirror(durability: str):
-    """Both daemons with their defaults; only the durability is chosen."""
+def serve_nbd_mirror(durability: str, environment: dict[str, str] | None = None):
+    """Both daemons with their defaults; only the durability and the environment are chosen."""
+    prefix = ["env", *(f"{key}={value}" for key, value in environment.items())] if environment else []
 
     @contextmanager
     def serve(place: Place) -> Iterator[Service]:
@@ -34,8 +35,8 @@ def serve_nbd_mirror(durability: str):
         journal = folder / "source.journal"
         source.write_text(source_config(durability, address, journal, place.volume, nbd, source_admin))
         with Crew(folder) as crew:
-            crew.start("destination", daemon("destination", destination), destination_admin)
-            server = crew.start("source", daemon("source", source), source_admin)
+            crew.start("destination", prefix + daemon("destination", destination), destination_admin)
+            server = crew.start("source", prefix + daemon("source", source), source_admin)
             server.wait_for(lambda: is_mirroring(source_admin), "its state is not mirroring", FIRST_SYNC_LIMIT_S)
             server.wait_for(nbd.exists, f"no socket {nbd}")
             yield Service([nbd_target(export_uri(nbd))], crew.servers, finish=lambda: finish(source_admin))

@@ -24,7 +24,7 @@ class Place:
 
     def __enter__(self) -> "Place":
         self.parent.mkdir(parents=True, exist_ok=True)
-        need = 2 * self.size_bytes + SPACE_FOR_JOURNALS_BYTES
+        need = self.need_bytes(self.size_bytes)
         free = shutil.disk_usage(self.parent).free
         if free < need:
             raise SystemExit(
@@ -46,6 +46,11 @@ class Place:
 
     def __exit__(self, *_exception) -> None:
         self.remove()
+
+    @staticmethod
+    def need_bytes(size_bytes: int) -> int:
+        """What both files, and all that comes beside them, take of a disk."""
+        return 2 * size_bytes + SPACE_FOR_JOURNALS_BYTES
 
     @property
     def files(self) -> tuple[Path, Path]:

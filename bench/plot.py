@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 from html import escape
 
-from jobs import JOBS, WRITE_32, Job
+from jobs import WRITE_32, Job
+from part import Part
 from results import Results, Spread
-from systems import SYSTEMS
 
 COLOURS = {"nbd-mirror": "#c2410c", "mirrored": "#2563eb", "unreplicated": "#64748b", "floor": "#cbd5e1"}
 LEGEND = {
     "nbd-mirror": "nbd-mirror",
     "mirrored": "other mirrors",
     "unreplicated": "not replicated",
-    "floor": "fio on the file",
+    "floor": "the floor",
 }
 COLUMNS = 2
-PANEL_WIDTH, LABEL_WIDTH, VALUE_WIDTH = 560, 160, 70
+PANEL_WIDTH, LABEL_WIDTH, VALUE_WIDTH = 560, 170, 70
 BAR, GAP, TITLE, MARGIN, TOP = 14, 5, 30, 24, 64
 
 
@@ -31,10 +31,10 @@ class Panel:
         return TITLE + len(self.bars) * (BAR + GAP)
 
 
-def to_svg(results: Results) -> str:
+def to_svg(results: Results, part: Part) -> str:
     """The whole picture. Each panel has its own linear scale from zero."""
-    panels = [panel(results, job, "mib_s" if job.unit == "MiB/s" else "iops", job.unit) for job in JOBS]
-    panels.append(panel(results, WRITE_32, "cpu_us", "µs of server CPU a request (less is better)"))
+    panels = [panel(results, part, job, "mib_s" if job.unit == "MiB/s" else "iops", job.unit) for job in part.jobs]
+    panels.append(panel(results, part, WRITE_32, "cpu_us", "µs of server CPU a request (less is better)"))
     panels = [panel for panel in panels if panel.bars]
     drawn, y = [], TOP
     for first in range(0, len(panels), COLUMNS):
@@ -53,10 +53,10 @@ def to_svg(results: Results) -> str:
     return "\n".join([*head, *drawn, "</svg>"]) + "\n"
 
 
-def panel(results: Results, job: Job, metric: str, unit: str) -> Panel:
+def panel(results: Results, part: Part, job: Job, metric: str, unit: str) -> Panel:
     """The systems that were measured in this job."""
     bars = []
-    for system in SYSTEMS:
+    for system in part.systems:
         value = results.spread(system.name, job.name, metric)
         if value is not None:
             kind = "nbd-mirror" if system.name.startswith("nbd-mirror") else system.group

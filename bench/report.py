@@ -5,24 +5,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 import goals
-from jobs import JOBS, Job
+from jobs import Job
+from part import Part
 from results import Results, Spread
-from systems import SYSTEMS
-
-BEGIN = "<!-- results -->"
-END = "<!-- /results -->"
 
 
-def to_json(results: Results) -> str:
+def to_json(results: Results, part: Part) -> str:
     """All samples, with the verdicts."""
-    verdicts = [asdict(verdict) for verdict in goals.judge(results)]
+    verdicts = [asdict(verdict) for verdict in goals.judge(results, part.goals, part.idle)]
     return json.dumps({**results.as_dict(), "goals": verdicts}, indent=2, ensure_ascii=False) + "\n"
 
 
-def to_markdown(results: Results) -> str:
+def to_markdown(results: Results, part: Part) -> str:
     """The whole summary: what ran, the goals, one table a job, the idle CPU."""
-    parts = [describe(results), goal_table(results)]
-    parts += [job_table(results, job) for job in JOBS if any(s.job == job.name for s in results.samples)]
+    parts = [part.note] if part.note else []
+    parts += [describe(results), goal_table(results, part)]
+    parts += [job_table(results, part, job) for job in part.jobs if any(s.job == job.name for s in results.samples)]
     if results.idles:
         parts.append(idle_table(results))
     if results.failures:
@@ -40,21 +38,21 @@ def describe(results: Results) -> str:
     )
 
 
-def goal_table(results: Results) -> str:
+def goal_table(results: Results, part: Part) -> str:
     """Each goal with its ratio (the median of the rounds' ratios) and whether it is reached."""
     rows = []
-    for verdict in goals.judge(results):
+    for verdict in goals.judge(results, part.goals, part.idle):
         ratio = "" if verdict.ratio is None else show(verdict.ratio, 0 if verdict.goal == "idle" else 2)
         word = {None: "not measured", True: "reached", False: "**not reached**"}[verdict.reached]
         rows.append([verdict.goal, verdict.system, f"{verdict.kind} {verdict.bar}", ratio, word])
     return "### Goals\n\n" + table(["job", "system", "goal", "measured ratio (min–max)", ""], "lllrl", rows)
 
 
-def job_table(results: Results, job: Job) -> str:
+def job_table(results: Results, part: Part, job: Job) -> str:
     """One job: all systems that did it."""
     metric = "mib_s" if job.unit == "MiB/s" else "iops"
     rows = []
-    for system in SYSTEMS:
+    for system in part.systems:
         rate = results.spread(system.name, job.name, metric)
         if rate is None:
             continue
@@ -109,7 +107,7 @@ def table(head: list[str], align: str, rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def replace_summary(page: str, summary: str, begin: str = BEGIN, end: str = END) -> str:
+def replace_summary(page: str, summary: str, begin: str, end: str) -> str:
     """The page with a new summary between its marks."""
     if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
         raise ValueError(f"the page needs one line {begin} and, after it, one line {end}")
@@ -117,6 +115,6 @@ def replace_summary(page: str, summary: str, begin: str = BEGIN, end: str = END)
     return f"{before}{begin}\n\n{summary.strip()}\n\n{after}"
 
 
-def update_page(page: Path, results: Results) -> None:
+def update_page(page: Path, results: Results, part: Part) -> None:
     """Writes the summary into the page."""
-    page.write_text(replace_summary(page.read_text(), to_markdown(results)))
+    page.write_text(replace_summary(page.read_text(), to_markdown(results, part), *part.marks))

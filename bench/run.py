@@ -8,6 +8,7 @@ from pathlib import Path
 
 import interrupt
 import machine
+import on_memory
 import plot
 import report
 import resync
@@ -16,12 +17,14 @@ import tools
 from fio import FioFailed
 from jobs import JOBS, Job
 from measure import Idle, Sample, take_turn
+from on_memory import ON_MEMORY
+from part import ON_DISK, Part
 from place import Place
 from processes import ServerFailed
 from qmp import QmpError
 from results import Results
 from service import System
-from systems import ALWAYS, PEERS, SYSTEMS
+from systems import ALWAYS, NBD_MIRROR
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -33,36 +36,30 @@ QUICK_ROUNDS, QUICK_SECONDS = 1, 3
 def main() -> int:
     """Runs the rounds, prints the table, writes the files. 1 when a system failed."""
     options = parse_options(sys.argv[1:])
-    systems = choose_systems(options)
-    jobs = choose_jobs(options)
-    tools.check(systems)
+    runs = [Run(part, options) for part in options.parts]
+    tools.check([ALWAYS] * options.resync + [system for run in runs for system in run.systems])
     interrupt.install()
-    results = Results(about(options, systems))
-    resyncs = resync.ResyncResults(about(options, [ALWAYS]) if options.resync else {})
+    resyncs = resync.ResyncResults(about(options, [ALWAYS], options.dir) if options.resync else {})
     interrupted = False
     try:
         if options.resync:
             run_resync(options, resyncs)
-        if options.systems:
-            log(f"writing two files of {options.size_mib} MiB below {options.dir}")
-            with Place(options.dir, options.size_mib << 20) as place:
-                for number in range(1, options.rounds + 1):
-                    run_round(number, systems, jobs, place, options, results)
+        for run in runs:
+            run.measure()
     except KeyboardInterrupt:
         interrupted = True
         log("interrupted: everything started is stopped and removed")
     if resyncs.rates:
         write(resyncs.about, "resync-", resync_report.to_markdown(resyncs), json=resync_report.to_json(resyncs))
-    if results.samples:
-        svg = plot.to_svg(results)
-        write(results.about, "", report.to_markdown(results), json=report.to_json(results), svg=svg)
+    for run in runs:
+        run.write()
     if interrupted:
         return 130
     if options.resync:
         update_resyncs(options, resyncs)
-    if options.systems:
-        update_page(options, results)
-    failures = resyncs.failures + results.failures
+    for run in runs:
+        run.update_page()
+    failures = resyncs.failures + [failure for run in runs for failure in run.results.failures]
     for failure in failures:
         log(f"FAILED: {failure}")
     return 1 if failures else 0
@@ -70,7 +67,7 @@ def main() -> int:
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    names = ", ".join(system.name for system in SYSTEMS)
+    names = ", ".join(dict.fromkeys(system.name for part in (ON_DISK, ON_MEMORY) for system in part.systems))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, help="times each system has its turn (default 3)")
     parser.add_argument("--seconds", type=int, help="length of one fio job (default 8)")
@@ -84,29 +81,90 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--peers-only", action="store_true", help="leave nbd-mirror out")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--resync-only", action="store_true", help="only the part about resyncs, 4 to 6 minutes")
-    part.add_argument("--no-resync", action="store_true", help="leave that part out")
+    part.add_argument("--memory-only", action="store_true", help="only the part on memory, some 10 minutes")
+    parser.add_argument("--no-resync", action="store_true", help="leave the part about resyncs out")
+    parser.add_argument("--no-memory", action="store_true", help="leave the part on memory out")
     parser.add_argument("--jobs", metavar="JOB,…", help=f"of {', '.join(job.name for job in JOBS)}")
     parser.add_argument("--size-mib", type=int, default=2048, help="size of each of the two files (default 2048)")
     parser.add_argument("--resync-mib", type=int, default=768, help="the same for resyncs (default 768)")
+    parser.add_argument("--memory-mib", type=int, default=1024, help="the same on memory (default 1024)")
     parser.add_argument("--dir", type=Path, default=ROOT / "target", help="folder on the disk to measure on")
     parser.add_argument(
-        "--memory-dir", type=Path, default=Path("/dev/shm"), help="folder on a tmpfs, for resyncs (default /dev/shm)"
+        "--memory-dir", type=Path, default=Path("/dev/shm"), help="folder on a tmpfs (default /dev/shm)"
     )
     options = parser.parse_args(arguments)
     # Whoever picks systems or jobs wants these.
     picked = options.only or options.jobs or options.peers_only
-    options.resync = options.resync_only or not (options.no_resync or picked)
-    options.systems = not options.resync_only
+    options.resync = options.resync_only or not (options.no_resync or options.memory_only or picked)
+    options.parts = [] if options.resync_only else [ON_DISK, ON_MEMORY]
+    if options.memory_only:
+        options.parts = [ON_MEMORY]
+    elif options.no_memory or picked:
+        options.parts = [part for part in options.parts if part is not ON_MEMORY]
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else 3)
     options.seconds = options.seconds or (QUICK_SECONDS if options.quick else 8)
-    if options.rounds < 1 or options.seconds < 1 or options.size_mib < 64 or options.resync_mib < 512:
-        parser.error("--rounds and --seconds must be at least 1, --size-mib at least 64, --resync-mib at least 512")
+    sizes_mib = (options.size_mib, options.memory_mib)
+    if options.rounds < 1 or options.seconds < 1 or min(sizes_mib) < 64 or options.resync_mib < 512:
+        parser.error(
+            "--rounds and --seconds must be at least 1, --size-mib and --memory-mib at least 64, --resync-mib at least 512"
+        )
     return options
 
 
-def choose_systems(options: argparse.Namespace) -> list[System]:
+class Run:
+    """One part in this run: what the options leave of it, and what was measured."""
+
+    def __init__(self, part: Part, options: argparse.Namespace):
+        self.part = part
+        self.options = options
+        on_memory = part is ON_MEMORY
+        self.dir: Path = options.memory_dir if on_memory else options.dir
+        self.size_mib: int = options.memory_mib if on_memory else options.size_mib
+        self.systems = choose_systems(options, part)
+        self.jobs = choose_jobs(options, part)
+        self.results = Results(about(options, self.systems, self.dir) | {"size_mib": self.size_mib})
+
+    def measure(self) -> None:
+        """All rounds."""
+        if self.part is ON_MEMORY and (complaint := on_memory.unfit(self.dir, self.size_mib << 20)):
+            self.results.failures.append(complaint)
+            return log(f"FAILED: {complaint}")
+        log(f"writing two files of {self.size_mib} MiB below {self.dir}")
+        with Place(self.dir, self.size_mib << 20) as place:
+            for number in range(1, self.options.rounds + 1):
+                self.measure_round(number, place)
+
+    def measure_round(self, number: int, place: Place) -> None:
+        """Each system's turn. Each round begins with another system, so that none always follows the same one."""
+        start = (number - 1) * len(self.systems) // self.options.rounds
+        for system in self.systems[start:] + self.systems[:start]:
+            try:
+                for result in take_turn(system, self.jobs, place, number, self.options.seconds):
+                    self.results.add(result)
+                    log(f"round {number} {line(result)}")
+            except (ServerFailed, FioFailed, QmpError) as failure:
+                self.results.failures.append(f"{system.name}, round {number}: {failure}")
+                log(f"FAILED: {self.results.failures[-1]}")
+
+    def write(self) -> None:
+        """What was measured, in all forms."""
+        if self.results.samples:
+            markdown, json = (form(self.results, self.part) for form in (report.to_markdown, report.to_json))
+            write(self.results.about, self.part.stem, markdown, json=json, svg=plot.to_svg(self.results, self.part))
+
+    def update_page(self) -> None:
+        """The page gets complete runs only."""
+        complete = len(self.results.samples) == self.part.samples(self.options.rounds)
+        if self.options.rounds < MIN_ROUNDS_FOR_PAGE or not complete:
+            what = f"{PAGE.relative_to(ROOT)} keeps its {self.part.mark}"
+            return log(f"{what}: that takes all systems, all jobs and {MIN_ROUNDS_FOR_PAGE} rounds or more")
+        report.update_page(PAGE, self.results, self.part)
+        log(f"updated the {self.part.mark} of {PAGE.relative_to(ROOT)}")
+
+
+def choose_systems(options: argparse.Namespace, part: Part) -> list[System]:
     """The systems of this run."""
-    systems = list(PEERS if options.peers_only else SYSTEMS)
+    systems = [system for system in part.systems if not (options.peers_only and system.programs == NBD_MIRROR)]
     if not options.only:
         return systems
     for beginning in options.only:
@@ -115,18 +173,18 @@ def choose_systems(options: argparse.Namespace) -> list[System]:
     return [system for system in systems if system.name.startswith(tuple(options.only))]
 
 
-def choose_jobs(options: argparse.Namespace) -> list[Job]:
+def choose_jobs(options: argparse.Namespace, part: Part) -> list[Job]:
     """The jobs of this run."""
     if options.jobs is None:
-        return list(JOBS)
+        return list(part.jobs)
     wanted = options.jobs.split(",")
-    unknown = set(wanted) - {job.name for job in JOBS}
+    unknown = set(wanted) - {job.name for job in part.jobs}
     if unknown:
-        raise SystemExit(f"bench: no job is called {', '.join(sorted(unknown))}: {', '.join(j.name for j in JOBS)}")
-    return [job for job in JOBS if job.name in wanted]
+        raise SystemExit(f"bench: no job is called {', '.join(sorted(unknown))}: {', '.join(j.name for j in part.jobs)}")
+    return [job for job in part.jobs if job.name in wanted]
 
 
-def about(options: argparse.Namespace, systems: list[System]) -> dict:
+def about(options: argparse.Namespace, systems: list[System], folder: Path) -> dict:
     """What a reader must know of the run."""
     options.dir.mkdir(parents=True, exist_ok=True)
     return {
@@ -134,31 +192,10 @@ def about(options: argparse.Namespace, systems: list[System]) -> dict:
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rounds": options.rounds,
         "seconds": options.seconds,
-        "size_mib": options.size_mib,
         "resync_mib": options.resync_mib,
-        "machine": machine.describe(options.dir),
+        "machine": machine.describe(folder),
         "versions": tools.versions(systems),
     }
-
-
-def run_round(
-    number: int,
-    systems: list[System],
-    jobs: list[Job],
-    place: Place,
-    options: argparse.Namespace,
-    results: Results,
-) -> None:
-    """Each system's turn. Each round begins with another system, so that none always follows the same one."""
-    start = (number - 1) * len(systems) // options.rounds
-    for system in systems[start:] + systems[:start]:
-        try:
-            for result in take_turn(system, jobs, place, number, options.seconds):
-                results.add(result)
-                log(f"round {number} {line(result)}")
-        except (ServerFailed, FioFailed, QmpError) as failure:
-            results.failures.append(f"{system.name}, round {number}: {failure}")
-            log(f"FAILED: {results.failures[-1]}")
 
 
 def run_resync(options: argparse.Namespace, results: resync.ResyncResults) -> None:
@@ -202,16 +239,6 @@ def update_resyncs(options: argparse.Namespace, results: resync.ResyncResults) -
         return
     resync_report.update_page(PAGE, results)
     log(f"updated what {PAGE.relative_to(ROOT)} says of resyncs")
-
-
-def update_page(options: argparse.Namespace, results: Results) -> None:
-    """The page gets complete runs only."""
-    expected = options.rounds * sum(len(system.jobs) for system in SYSTEMS)
-    if options.rounds < MIN_ROUNDS_FOR_PAGE or len(results.samples) != expected:
-        log(f"{PAGE.relative_to(ROOT)} is left as it is: that takes all systems, all jobs and 3 rounds or more")
-        return
-    report.update_page(PAGE, results)
-    log(f"updated {PAGE.relative_to(ROOT)}")
 
 
 def log(message: str) -> None:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fio import FioResult
 from interrupt import held
 from jobs import Job
 from place import Place
@@ -15,12 +16,14 @@ from processes import Server
 class Service:
     """A system that is up: where fio connects, the processes whose CPU counts, how it comes to rest.
 
+    `client` measures for so many seconds in fio's place, where a system is its own client.
     `finish` asks for outstanding background work to be done now; whether it is done is watched from outside.
     """
 
     targets: list[list[str]]
     servers: list[Server] = field(default_factory=list)
     finish: Callable[[], None] = lambda: None
+    client: Callable[[float], FioResult] | None = None
 
     def cpu_s(self) -> float:
         """CPU time of all server processes together."""

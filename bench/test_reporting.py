@@ -10,7 +10,10 @@ import report
 import systems
 from goals import Bar, Goal
 from measure import Idle, Sample
+from on_memory import ON_MEMORY
+from part import ON_DISK
 from results import Results, Spread
+from run import PAGE
 
 ABOUT = {
     "date": "2030-01-02",
@@ -95,34 +98,45 @@ class Goals(unittest.TestCase):
         self.assertIsNone(goals.judge_idle(made, systems.FLUSH).reached)
 
     def test_each_goal_is_about_a_job_that_its_systems_do(self):
-        for goal in goals.GOALS:
-            self.assertIn(goal.job, goal.system.jobs)
-            for bar in (*goal.least, *goal.aim):
-                for peer in bar.peers:
-                    self.assertIn(goal.job, peer.jobs, f"{goal.title()}: {peer.name}")
+        for part in (ON_DISK, ON_MEMORY):
+            for goal in part.goals:
+                self.assertIn(goal.job, part.jobs)
+                self.assertIn(goal.system, part.systems)
+                self.assertIn(goal.job, goal.system.jobs)
+                for bar in (*goal.least, *goal.aim):
+                    for peer in bar.peers:
+                        self.assertIn(peer, part.systems)
+                        self.assertIn(goal.job, peer.jobs, f"{goal.title()}: {peer.name}")
 
 
 class Report(unittest.TestCase):
     def test_only_what_is_between_the_marks_is_replaced(self):
-        page = f"# Speed\n\n{report.BEGIN}\nold\n{report.END}\n\nend\n"
-        new = report.replace_summary(page, "new\n")
-        self.assertEqual(new, f"# Speed\n\n{report.BEGIN}\n\nnew\n\n{report.END}\n\nend\n")
-        self.assertEqual(report.replace_summary(new, "new\n"), new)
+        begin, end = ON_MEMORY.marks
+        page = f"# Speed\n\n{begin}\nold\n{end}\n\nend\n"
+        new = report.replace_summary(page, "new\n", begin, end)
+        self.assertEqual(new, f"# Speed\n\n{begin}\n\nnew\n\n{end}\n\nend\n")
+        self.assertEqual(report.replace_summary(new, "new\n", begin, end), new)
 
     def test_a_page_without_its_marks_is_refused(self):
-        for page in ("", report.BEGIN, f"{report.END}{report.BEGIN}", f"{report.BEGIN}{report.BEGIN}{report.END}"):
+        begin, end = ON_DISK.marks
+        for page in ("", begin, f"{end}{begin}", f"{begin}{begin}{end}"):
             with self.assertRaises(ValueError):
-                report.replace_summary(page, "new")
+                report.replace_summary(page, "new", begin, end)
+
+    def test_the_page_has_a_block_for_each_part(self):
+        page = PAGE.read_text()
+        for part in (ON_DISK, ON_MEMORY):
+            report.replace_summary(page, "new", *part.marks)
 
     def test_the_table_shows_median_and_range(self):
-        markdown = report.to_markdown(results((systems.RAW, jobs.WRITE_1, [1000, 3000, 2500])))
+        markdown = report.to_markdown(results((systems.RAW, jobs.WRITE_1, [1000, 3000, 2500])), ON_DISK)
         self.assertIn("2,500 (1,000–3,000)", markdown)
         self.assertIn("not measured", markdown)
 
     def test_a_failure_is_in_the_summary(self):
         made = results((systems.RAW, jobs.WRITE_1, [1]))
         made.failures.append("nbdkit wb, round 2: ended by itself")
-        self.assertIn("- nbdkit wb, round 2: ended by itself", report.to_markdown(made))
+        self.assertIn("- nbdkit wb, round 2: ended by itself", report.to_markdown(made, ON_DISK))
 
 
 class Plot(unittest.TestCase):
@@ -131,7 +145,8 @@ class Plot(unittest.TestCase):
             results(
                 (systems.ALWAYS, jobs.WRITE_32, [30000, 40000], [20.0, 21.0]),
                 (systems.RAW, jobs.WRITE_32, [50000, 50000]),
-            )
+            ),
+            ON_DISK,
         )
         root = xml.fromstring(svg)
         names = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]

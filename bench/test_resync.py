@@ -116,7 +116,7 @@ class Options(unittest.TestCase):
             (["--peers-only"], (False, True)),
         ):
             options = parse_options(arguments)
-            self.assertEqual((bool(options.resync), options.systems), parts, arguments)
+            self.assertEqual((bool(options.resync), bool(options.parts)), parts, arguments)
 
 
 class Wire(unittest.TestCase):

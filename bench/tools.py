@@ -4,19 +4,25 @@ import shutil
 import subprocess
 
 from nbd_mirror import BINARY
+from pingpong import PINGPONG
 from service import System
 
 PACKAGES = {"fio": "fio", "nbdkit": "nbdkit", "qemu-nbd": "qemu-utils", "qemu-storage-daemon": "qemu-utils"}
+BUILT = {
+    "nbd-mirror": (BINARY, "build it with `cargo build --release`, or use --peers-only"),
+    "pingpong": (PINGPONG, "build it with `cargo build --release --example pingpong`, or use --no-memory"),
+}
 
 
 def check(systems: list[System]) -> None:
     """Ends the program with a clear message when one of the systems can't be measured."""
     programs = {"fio", *(program for system in systems for program in system.programs)}
     complaints = []
-    if "nbd-mirror" in programs:
-        programs.discard("nbd-mirror")
-        if not BINARY.is_file():
-            complaints.append(f"{BINARY} is missing: build it with `cargo build --release`, or use --peers-only")
+    for name in programs & set(BUILT):
+        programs.discard(name)
+        path, remedy = BUILT[name]
+        if not path.is_file():
+            complaints.append(f"{path} is missing: {remedy}")
     missing = sorted(program for program in programs if shutil.which(program) is None)
     if missing:
         packages = " ".join(sorted({PACKAGES[program] for program in missing}))
@@ -31,7 +37,7 @@ def versions(systems: list[System]) -> dict[str, str]:
     """What each program says of itself."""
     programs = {"fio", *(program for system in systems for program in system.programs)}
     found = {}
-    for program in sorted(programs):
+    for program in sorted(programs - {"pingpong"}):
         answer = run(str(BINARY) if program == "nbd-mirror" else program, "--version")
         found[program] = answer.stdout.splitlines()[0] if answer.stdout else "unknown"
     return found
