@@ -4,6 +4,7 @@
 //! senders never block.
 
 use super::destination::Warrant;
+use super::store::Store;
 use crate::core::destination::Unreadable;
 use crate::core::grains::Grains;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
@@ -224,6 +225,8 @@ pub struct SourceStatus {
     pub stored_there: u64,
     /// The last record up to which both digests were compared.
     pub verified_record: u64,
+    /// How the journal is written.
+    pub journal: Store,
     /// The fill that is open.
     pub open_fill: u64,
     /// Both halves.
@@ -301,6 +304,8 @@ pub struct DestinationStatus {
     pub held_record: u64,
     /// The last record up to which both digests were compared.
     pub verified_record: u64,
+    /// How the journal files and the state are written.
+    pub journal: Store,
     /// Both halves.
     pub halves: Vec<HalfStatus>,
     /// Counters.

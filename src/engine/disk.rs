@@ -2,7 +2,9 @@
 //! that a start needs.
 
 use super::memory::Memory;
+use super::pmem::Mapping;
 use super::ring::Target;
+use super::store::{How, Store};
 use crate::core::Place;
 use crate::format::block::Block;
 use crate::limits::BLOCK_BYTES;
@@ -51,6 +53,8 @@ pub struct Disk {
     pub can_zero: bool,
     /// Whether the kernel may wait for it while an operation is submitted.
     may_block: bool,
+    /// Where it is written as persistent memory; else why not.
+    mapping: Result<Mapping, String>,
 }
 
 impl Disk {
@@ -98,6 +102,7 @@ impl Disk {
             can_punch: true,
             can_zero: true,
             may_block: false,
+            mapping: Err("it wasn't tried".into()),
         };
         disk.measure().map_err(|error| disk.error(&error))?;
         Ok(disk)
@@ -161,9 +166,10 @@ impl Disk {
         DiskError { what: self.what, path: self.path.clone(), cause: cause.to_string() }
     }
 
-    /// For the ring; valid as long as the disk lives.
-    pub fn target(&self) -> Target {
-        Target { fd: self.file.as_raw_fd(), may_block: self.may_block }
+    /// For the ring; its descriptor is valid as long as the disk lives.
+    pub fn target(&self) -> Target<'_> {
+        let mapping = self.mapping.as_ref().ok();
+        Target { fd: self.file.as_raw_fd(), may_block: self.may_block, mapping }
     }
 
     /// Its path.
@@ -205,6 +211,61 @@ impl Disk {
         self.file.sync_all().map_err(|error| full(self, error))?;
         self.size_bytes = bytes;
         self.sync_name()
+    }
+
+    /// Has the ring write the first `bytes` bytes as persistent memory from now on, if that is what they are. For a file that
+    /// was preallocated: a store to a hole would wait for the file system, and one behind the end would end the process.
+    ///
+    /// Last of all at a start: after a sync of the file, each page's next store waits for the file system once more.
+    pub fn map_persistent(&mut self, bytes: u64) {
+        self.mapping = self.try_mapping(bytes);
+        let (what, path, store) = (self.what, self.path.display(), self.how_stored());
+        match store.how {
+            How::PersistentMemory => tracing::info!("{what} {path} is persistent memory: {}", store.why),
+            How::AssumedPersistentMemory => {
+                tracing::warn!("{what} {path} is taken for persistent memory, for measuring only: {}", store.why);
+            }
+            How::DirectIo => tracing::debug!("{what} {path} is written by direct io: {}", store.why),
+        }
+    }
+
+    fn try_mapping(&self, bytes: u64) -> Result<Mapping, String> {
+        if self.is_device {
+            return Err(match self.is_persistent_memory() {
+                true => {
+                    "a block device can't be mapped so: bring its namespace into mode fsdax, put a file system on it (mkfs.ext4, \
+                     mount -o dax), and the journal there as a file"
+                }
+                false => "it is a block device, and no persistent memory",
+            }
+            .into());
+        }
+        let length = self.file.metadata().map_err(|error| error.to_string())?.len();
+        if length < bytes {
+            return Err(format!("it has {length} of {bytes} bytes"));
+        }
+        match self.extent(0, bytes) {
+            Extent::Data(data) if data == bytes => Mapping::new(&self.file, bytes),
+            Extent::Data(at) => Err(format!("it has a hole at byte {at}")),
+            Extent::Hole(_) => Err("it has a hole at byte 0".into()),
+        }
+    }
+
+    /// Whether a block device is on a bus of persistent memory, in whatever mode.
+    fn is_persistent_memory(&self) -> bool {
+        let number = self.file.metadata().map_or(0, |metadata| metadata.rdev());
+        let path = format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number));
+        std::fs::canonicalize(path).is_ok_and(|path| path.to_string_lossy().contains("/ndbus"))
+    }
+
+    /// By what means the ring writes it.
+    pub fn how_stored(&self) -> Store {
+        let (how, why) = match &self.mapping {
+            Ok(mapping) if mapping.assumed => (How::AssumedPersistentMemory, mapping.words()),
+            Ok(mapping) => (How::PersistentMemory, mapping.words()),
+            Err(why) => (How::DirectIo, why.clone()),
+        };
+        Store { how, why }
     }
 
     /// Makes a file's name survive a power cut as well as its contents.

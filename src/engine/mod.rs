@@ -6,6 +6,7 @@
 //! - `memory`: the memory that the kernel reads and writes, and how it is handed out.
 //! - `ring`: operations that own their memory until they are complete.
 //! - `disk`: opening, locking and preallocating files and devices.
+//! - `pmem`: files on persistent memory, written without a system call. `store`: how a file is written, in words.
 //! - `process`: what a process asks of the system for itself.
 //! - `run`: runs of a flush, an apply or a drain go to a device.
 //! - `zeroing`: ranges become zeros, by whatever way the device has.
@@ -23,10 +24,12 @@ mod extents;
 pub mod held;
 pub mod kept;
 pub mod memory;
+mod pmem;
 pub mod process;
 mod request;
 pub mod ring;
 mod run;
 pub mod source;
+pub mod store;
 pub mod sums;
 mod zeroing;

@@ -107,6 +107,7 @@ fn source(out: &mut Lines, status: &Value, now_unix_s: u64) {
     out.reason(status);
     failover(out, status, now_unix_s);
     out.text("proved", &verified_to(status));
+    out.journal(status);
     out.halves(status);
     out.progress("resync", &status["resync"]);
     out.progress("verify", &status["verify"]);
@@ -217,6 +218,7 @@ fn mirrored(out: &mut Lines, status: &Value, now_unix_s: u64) {
             verified_to(status),
         ),
     );
+    out.journal(status);
     out.halves(status);
     if let (Some(staged), Some(limit)) = (count(status, "staged_bytes"), count(status, "staging_limit_bytes")) {
         let phase = word(status, "phase");
@@ -284,6 +286,14 @@ impl Lines {
     fn reason(&mut self, status: &Value) {
         if let Some(reason) = status["reason"].as_str() {
             self.text("because", reason);
+        }
+    }
+
+    /// How the journal is written, and why not otherwise.
+    fn journal(&mut self, status: &Value) {
+        let store = &status["journal"]["store"];
+        if let (Some(how), Some(why)) = (store["how"].as_str(), store["why"].as_str()) {
+            self.text("journal", &format!("{how}: {why}"));
         }
     }
 

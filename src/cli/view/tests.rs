@@ -17,6 +17,7 @@ fn source_status() -> Value {
         "whole": true, "lacking_records": 0, "lacking_bytes": 0,
         "last_record": 123, "stored_here": 123, "stored_there": 120, "verified_record": 100,
         "resync": null, "verify": null, "last_verify": null, "open_fill": 7,
+        "journal": {"store": {"how": "direct io", "why": "it isn't on persistent memory"}},
         "halves": [
             {"fill": 6, "state": "clean", "bytes": 0, "capacity_bytes": 134217728, "records": 0},
             {"fill": 7, "state": "open", "bytes": 12902400, "capacity_bytes": 134217728, "records": 23},
@@ -36,6 +37,7 @@ mirroring    source alpha to 10.0.0.2:10808, epoch 1, durability always
   failover   would lose nothing that was answered
   lacking    nothing at the destination
   proved     verified to record 100
+  journal    direct io: it isn't on persistent memory
   half A     [--------------------]  clean     fill 6, 0 B of 128.0 MiB, 0 records
   half B     [#-------------------]  open      fill 7, 12.3 MiB of 128.0 MiB, 23 records
   records    123 made, 123 stored here, 120 there (3 behind)
@@ -67,6 +69,7 @@ degraded     source alpha to 10.0.0.2:10808 (not connected), epoch 1, durability
   failover   would lose what was written since 2026-01-05T03:12:41Z, 4 min 13 s ago
   lacking    3 records, 12.0 MiB of changed blocks at the destination
   proved     nothing verified yet
+  journal    direct io: it isn't on persistent memory
   half A ";
     let text = status(&degraded, NOW);
     assert!(text.starts_with(expected), "{text}");

@@ -527,7 +527,7 @@ impl Mirror {
             "warrant": status::warrant::describe(&status.warrant),
             "received_bytes": counters.written_bytes, "stored_bytes": counters.journal_bytes,
             "applied_bytes": counters.flushed_bytes, "journal_writes": counters.journal_writes,
-            "halves": status::halves(&status.halves), "volumes": self.volumes(Some(superblock)),
+            "journal": status::journal(&status.journal), "halves": status::halves(&status.halves), "volumes": self.volumes(Some(superblock)),
             "exports": exports, "clients": status.clients, "read_record": status.live.ok(),
             "read_refusal": status.live.err().map(|reason| reason.to_string()),
         })

@@ -7,6 +7,7 @@ use super::admin::{Handler, Request};
 use super::metrics::{self, Render};
 use crate::engine::command::HalfStatus;
 use crate::engine::process::{self, Residence};
+use crate::engine::store::Store;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -20,6 +21,11 @@ pub(super) fn halves(halves: &[HalfStatus]) -> Vec<Value> {
         })
     };
     halves.iter().map(half).collect()
+}
+
+/// The journal, or a destination's journal files, as in status.
+pub(super) fn journal(store: &Store) -> Value {
+    json!({ "store": { "how": store.how.words(), "why": store.why } })
 }
 
 /// How far the daemon is safe from waiting for a disk that it serves itself.

@@ -3,7 +3,7 @@
 //! docs/status.md lists every field; a test keeps it complete.
 
 use super::super::config::{AdminConfig, HostPort, OnDisconnect, SourceConfig};
-use super::{halves, moment, resident};
+use super::{halves, journal, moment, resident};
 use crate::core::policy::{Mode, Policy};
 use crate::engine::command::{LinkState, PeerStatus, Progress, SourceStatus, Verified};
 use crate::format::nbd::identity::VolumeId;
@@ -33,7 +33,7 @@ pub(in crate::control) fn describe(config: &SourceConfig, link: &str, status: &S
         "verified_record": status.verified_record,
         "resync": status.resync.as_ref().map(progress), "verify": status.verify.as_ref().map(progress),
         "last_verify": status.verified.as_ref().map(|last| verified(config, last)),
-        "open_fill": status.open_fill, "halves": halves(&status.halves),
+        "journal": journal(&status.journal), "open_fill": status.open_fill, "halves": halves(&status.halves),
         "clients": status.clients, "requests": status.requests, "writes_waiting": status.waiting,
         "volumes": volumes.collect::<Vec<_>>(),
         "answered_writes": counters.answered_writes, "answered_reads": counters.answered_reads,
@@ -100,7 +100,7 @@ pub(in crate::control) fn promoted(
         "state": state.word(), "reason": reason, "peer": peer.map(ToString::to_string), "connected": connected(status),
         "whole": status.whole, "lacking_bytes": status.lacking_bytes, "last_record": status.last_record,
         "stored_there": status.stored_there, "resync": status.resync.as_ref().map(progress),
-        "policy": policy(&status.policy),
+        "policy": policy(&status.policy), "journal": journal(&status.journal),
     })
 }
 

@@ -5,6 +5,7 @@ use super::*;
 use crate::control::config::SourceConfig;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
 use crate::engine::command::{Counters, LinkState, PeerStatus, Progress, SourceStatus, Verified};
+use crate::engine::store::{How, Store};
 use crate::format::ids::{Epoch, Id};
 use crate::format::superblock::{Phase, Role, Superblock, Volume};
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ fn in_step() -> SourceStatus {
         stored_here: 123,
         stored_there: 120,
         verified_record: 100,
+        journal: Store { how: How::DirectIo, why: "it isn't on persistent memory".into() },
         open_fill: 7,
         halves: vec![half],
         inherited: 0,

@@ -18,6 +18,7 @@ use super::memory::Memory;
 use super::ring::Ring;
 use super::run;
 use super::source::{EngineError, failed};
+use super::store::Store;
 use super::zeroing::Zeroing;
 use crate::core::Place;
 use crate::core::destination::{Destination, Effect, State, StoreOp};
@@ -359,6 +360,7 @@ impl Engine {
             reason: self.reason.clone(),
             held_record: self.core.stored().seq.0,
             verified_record: self.core.verified().0,
+            journal: Store::weakest([&self.files[0], &self.files[1], &self.state].map(Disk::how_stored)),
             halves: self.core.halves().iter().map(half).collect(),
             counters: self.counters,
         }

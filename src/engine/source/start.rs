@@ -148,7 +148,7 @@ fn prepare(
     wake: Arc<EventFd>,
     link: watch::Sender<LinkState>,
 ) -> anyhow::Result<Engine> {
-    let (journal, mut superblock) = open_journal(&plan)?;
+    let (mut journal, mut superblock) = open_journal(&plan)?;
     let half_bytes = superblock.half_bytes;
     // What a promote left unapplied is in the pool as well, until it is on the images.
     // A journal that was just made has nothing of its own yet, so it takes its own halves' place.
@@ -220,6 +220,8 @@ fn prepare(
         );
         link.send_replace(LinkState::Fenced(epoch));
     }
+    let sizes = core.superblock().sizes();
+    journal.map_persistent(journal_bytes(half_bytes, &sizes, core.superblock().grain_bytes));
     Ok(Engine {
         core,
         durability: plan.durability,
