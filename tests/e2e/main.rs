@@ -25,6 +25,7 @@ mod inspect;
 mod kills;
 mod live;
 mod multi;
+mod persistent;
 mod power_cuts;
 mod promote;
 mod resident;
