@@ -5,9 +5,10 @@
 //! answers EOPNOTSUPP.
 //!
 //! A store is stable when [`Mapping::store`] returns. Before that a power cut can take any part of it, in units of 8
-//! aligned bytes, in any order. That is no more than a disk does with a write under way, so nothing needs a commit word:
-//! a torn frame is told by its own checksums and by the digest chain, a torn superblock by its other copy, a torn sector
-//! of the bitmap by its checksum.
+//! aligned bytes, in any order: a disk does the same in sectors. Nothing needs a commit word nevertheless, for whatever is
+//! stored tells by itself whether it is whole: a frame by its checksums and the digest chain, a superblock's copy by its
+//! checksum (its magic is one of those units, so what is torn isn't taken for something foreign), a sector of the bitmap by
+//! its checksum: one that isn't whole counts as dirty.
 //!
 //! Nothing is read through the mapping: a byte that the medium has lost is an error of a read, but a SIGBUS of a load.
 
