@@ -4,7 +4,7 @@
 //! senders never block.
 
 use super::destination::Warrant;
-use super::promise::Store;
+use super::store::Store;
 use crate::core::destination::Unreadable;
 use crate::core::grains::Grains;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
@@ -228,8 +228,6 @@ pub struct Logged {
 pub struct SourceStatus {
     /// The durable facts.
     pub superblock: Superblock,
-    /// How the journal is written, and why so.
-    pub journal: Store,
     /// The connection.
     pub link: LinkState,
     /// The last record in the order.
@@ -240,6 +238,8 @@ pub struct SourceStatus {
     pub stored_there: u64,
     /// The last record up to which both digests were compared.
     pub verified_record: u64,
+    /// How the journal is written.
+    pub journal: Store,
     /// The fill that is open.
     pub open_fill: u64,
     /// Both halves.
@@ -287,8 +287,6 @@ pub struct DestinationStatus {
     pub superblock: Superblock,
     /// What of it is in the shared log, where there is one.
     pub logged: Option<Logged>,
-    /// How the journal files are written, and why so.
-    pub journal: Store,
     /// Whether a promote would give a consistent image.
     pub promotable: bool,
     /// The last record that who reads an image sees; or why nobody may.
@@ -321,6 +319,8 @@ pub struct DestinationStatus {
     pub held_record: u64,
     /// The last record up to which both digests were compared.
     pub verified_record: u64,
+    /// How the journal files and the state are written.
+    pub journal: Store,
     /// Both halves.
     pub halves: Vec<HalfStatus>,
     /// Counters.

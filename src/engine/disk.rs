@@ -3,8 +3,10 @@
 
 use super::filesystem::{FileSystem, Home};
 use super::memory::Memory;
-use super::promise::{Ground, Store};
+use super::pmem::Mapping;
+use super::promise::Ground;
 use super::ring::Target;
+use super::store::{How, Store};
 use crate::core::Place;
 use crate::format::block::Block;
 use crate::limits::BLOCK_BYTES;
@@ -54,8 +56,10 @@ pub struct Disk {
     pub can_zero: bool,
     /// Whether the kernel may wait for it while an operation is submitted.
     may_block: bool,
-    /// How what has to be stable is written.
+    /// How what has to be stable is written, where it isn't mapped.
     store: Store,
+    /// Where it is written as persistent memory; else why not.
+    mapping: Result<Mapping, String>,
 }
 
 impl Disk {
@@ -114,6 +118,7 @@ impl Disk {
             can_zero: true,
             may_block: false,
             store: Store::unknown(),
+            mapping: Err("it wasn't tried".into()),
         };
         disk.measure().map_err(|error| disk.error(&error))?;
         Ok(disk)
@@ -172,9 +177,10 @@ impl Disk {
         DiskError { what: self.what, path: self.path.clone(), cause: cause.to_string(), in_use: false }
     }
 
-    /// For the ring; valid as long as the disk lives.
-    pub fn target(&self) -> Target {
-        Target { fd: self.file.as_raw_fd(), may_block: self.may_block, way: self.store.how }
+    /// For the ring; its descriptor is valid as long as the disk lives.
+    pub fn target(&self) -> Target<'_> {
+        let mapping = self.mapping.as_ref().ok();
+        Target { fd: self.file.as_raw_fd(), may_block: self.may_block, how: self.store.how, mapping }
     }
 
     /// From now on it is written in the cheapest way that is stable. For what is written synchronously, record by record; what
@@ -183,11 +189,6 @@ impl Disk {
         if let Ok(ground) = Ground::of(&self.path) {
             self.store = ground.store();
         }
-    }
-
-    /// How what has to be stable is written, and why so.
-    pub fn store_way(&self) -> &Store {
-        &self.store
     }
 
     /// Its path.
@@ -229,6 +230,60 @@ impl Disk {
         self.file.sync_all().map_err(|error| full(self, error))?;
         self.size_bytes = bytes;
         self.sync_name()
+    }
+
+    /// Has the ring write the first `bytes` bytes as persistent memory from now on, if that is what they are. For a file that
+    /// was preallocated: a store to a hole would wait for the file system, and one behind the end would end the process.
+    ///
+    /// Last of all at a start: after a sync of the file, each page's next store waits for the file system once more.
+    pub fn map_persistent(&mut self, bytes: u64) {
+        self.mapping = self.try_mapping(bytes);
+        let (what, path, store) = (self.what, self.path.display(), self.how_stored());
+        match store.how {
+            How::PersistentMemory => tracing::info!("{what} {path} is persistent memory: {}", store.why),
+            How::AssumedPersistentMemory => {
+                tracing::warn!("{what} {path} is taken for persistent memory, for measuring only: {}", store.why);
+            }
+            How::Direct | How::Dsync => tracing::debug!("{what} {path}, {}: {}", store.how.words(), store.why),
+        }
+    }
+
+    fn try_mapping(&self, bytes: u64) -> Result<Mapping, String> {
+        if self.is_device {
+            return Err(match self.is_persistent_memory() {
+                true => {
+                    "a block device can't be mapped so: bring its namespace into mode fsdax, put a file system on it (mkfs.ext4, \
+                     mount -o dax), and the journal there as a file"
+                }
+                false => "it is a block device, and no persistent memory",
+            }
+            .into());
+        }
+        let length = self.file.metadata().map_err(|error| error.to_string())?.len();
+        if length < bytes {
+            return Err(format!("it has {length} of {bytes} bytes"));
+        }
+        match self.extent(0, bytes) {
+            Extent::Data(data) if data == bytes => Mapping::new(&self.file, bytes),
+            Extent::Data(at) => Err(format!("it has a hole at byte {at}")),
+            Extent::Hole(_) => Err("it has a hole at byte 0".into()),
+        }
+    }
+
+    /// Whether a block device is on a bus of persistent memory, in whatever mode.
+    fn is_persistent_memory(&self) -> bool {
+        let number = self.file.metadata().map_or(0, |metadata| metadata.rdev());
+        let path = format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number));
+        std::fs::canonicalize(path).is_ok_and(|path| path.to_string_lossy().contains("/ndbus"))
+    }
+
+    /// By what means the ring writes it, and why so.
+    pub fn how_stored(&self) -> Store {
+        match &self.mapping {
+            Ok(mapping) if mapping.assumed => Store { how: How::AssumedPersistentMemory, why: mapping.words() },
+            Ok(mapping) => Store { how: How::PersistentMemory, why: mapping.words() },
+            Err(why) => Store { how: self.store.how, why: format!("{}; no persistent memory: {why}", self.store.why) },
+        }
     }
 
     /// Makes a file's name survive a power cut as well as its contents.

@@ -6,8 +6,9 @@
 //! - `memory`: the memory that the kernel reads and writes, and how it is handed out.
 //! - `ring`: operations that own their memory until they are complete.
 //! - `disk`: opening, locking and preallocating files and devices.
-//! - `promise`: how a write becomes stable, by what is under it: `block_device`, `filesystem`.
-//! - `latency`: how long it takes until a write is stable.
+//! - `store`: how a file is written, in words. `promise`: how a write becomes stable, by what is under it: `block_device`,
+//!   `filesystem`. `latency`: how long it takes until a write is stable.
+//! - `pmem`: files on persistent memory, written without a system call.
 //! - `process`: what a process asks of the system for itself.
 //! - `run`: runs of a flush, an apply or a drain go to a device.
 //! - `zeroing`: ranges become zeros, by whatever way the device has.
@@ -30,11 +31,13 @@ pub mod kept;
 pub mod latency;
 pub mod memory;
 pub mod nvram;
+mod pmem;
 pub mod process;
 pub mod promise;
 mod request;
 pub mod ring;
 mod run;
 pub mod source;
+pub mod store;
 pub mod sums;
 mod zeroing;

@@ -14,39 +14,12 @@
 
 use super::block_device::{BlockDevice, Cache};
 use super::filesystem::FileSystem;
+use super::store::{How, Store};
 use nix::sys::statfs::statfs;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
-
-/// How a write is made stable. A new way is a variant here, with its word, and its case in [`Store::on`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// A direct write, and nothing else.
-    Direct,
-    /// A direct write with RWF_DSYNC.
-    Dsync,
-}
-
-impl Way {
-    /// Its word in status and messages.
-    pub fn word(self) -> &'static str {
-        match self {
-            Way::Direct => "direct",
-            Way::Dsync => "dsync",
-        }
-    }
-}
-
-/// A way, and the reason for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Store {
-    /// The way.
-    pub how: Way,
-    /// Why that one, in words.
-    pub why: String,
-}
 
 /// What a file or device stands on.
 #[derive(Debug, Clone)]
@@ -101,18 +74,13 @@ impl Ground {
 }
 
 impl Store {
-    /// What holds as long as nothing is known: the way that is right everywhere.
-    pub fn unknown() -> Store {
-        Store { how: Way::Dsync, why: "what it stands on wasn't looked at".into() }
-    }
-
     /// The way for a file on this file system, or for the device itself.
     pub fn on(system: Option<FileSystem>, device: Result<&BlockDevice, &str>) -> Store {
-        let dsync = |why| Store { how: Way::Dsync, why };
+        let dsync = |why| Store { how: How::Dsync, why };
         let cache = device.map(|device| (&device.name, device.cache, device.fua));
         match (system.map(|system| system.name), cache) {
             (None, Ok((name, Some(Cache::WriteThrough), _))) => {
-                Store { how: Way::Direct, why: format!("{name} has no volatile cache, so what it has taken is stable") }
+                Store { how: How::Direct, why: format!("{name} has no volatile cache, so what it has taken is stable") }
             }
             (None, Ok((name, Some(Cache::WriteBack), true))) => {
                 dsync(format!("{name} has a volatile cache, and takes each such write through it (FUA)"))
@@ -157,18 +125,18 @@ mod tests {
     fn only_a_device_that_has_no_cache_takes_plain_writes() {
         use Cache::{WriteBack, WriteThrough};
         for (system, cache, fua, how, why) in [
-            (None, Some(WriteThrough), false, Way::Direct, "no volatile cache"),
-            (None, Some(WriteThrough), true, Way::Direct, "no volatile cache"),
-            (None, Some(WriteBack), true, Way::Dsync, "FUA"),
-            (None, Some(WriteBack), false, Way::Dsync, "is flushed"),
-            (None, None, false, Way::Dsync, "isn't known"),
-            (None, None, true, Way::Dsync, "isn't known"),
-            (EXT4, Some(WriteThrough), false, Way::Dsync, "ext4 over sda, which has no volatile cache"),
-            (EXT4, Some(WriteThrough), true, Way::Dsync, "may have more to store"),
-            (EXT4, Some(WriteBack), true, Way::Dsync, "FUA"),
-            (EXT4, Some(WriteBack), false, Way::Dsync, "is flushed"),
-            (EXT4, None, false, Way::Dsync, "isn't known"),
-            (EXT4, None, true, Way::Dsync, "isn't known"),
+            (None, Some(WriteThrough), false, How::Direct, "no volatile cache"),
+            (None, Some(WriteThrough), true, How::Direct, "no volatile cache"),
+            (None, Some(WriteBack), true, How::Dsync, "FUA"),
+            (None, Some(WriteBack), false, How::Dsync, "is flushed"),
+            (None, None, false, How::Dsync, "isn't known"),
+            (None, None, true, How::Dsync, "isn't known"),
+            (EXT4, Some(WriteThrough), false, How::Dsync, "ext4 over sda, which has no volatile cache"),
+            (EXT4, Some(WriteThrough), true, How::Dsync, "may have more to store"),
+            (EXT4, Some(WriteBack), true, How::Dsync, "FUA"),
+            (EXT4, Some(WriteBack), false, How::Dsync, "is flushed"),
+            (EXT4, None, false, How::Dsync, "isn't known"),
+            (EXT4, None, true, How::Dsync, "isn't known"),
         ] {
             let device = device("sda", cache, fua);
             let store = Store::on(system, Ok(&device));
@@ -177,7 +145,7 @@ mod tests {
         }
         for system in [None, EXT4] {
             let store = Store::on(system, Err("no such device"));
-            assert_eq!(store.how, Way::Dsync);
+            assert_eq!(store.how, How::Dsync);
             assert!(store.why.contains("no such device"), "{store:?}");
         }
     }
@@ -205,7 +173,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let ground = Ground::of(file.path()).expect("is there");
         assert!(ground.system.is_some(), "{ground:?}");
-        assert_eq!(ground.store().how, Way::Dsync, "a file: {ground:?}");
+        assert_eq!(ground.store().how, How::Dsync, "a file: {ground:?}");
         Ground::of(Path::new("/nonexistent")).expect_err("isn't there");
     }
 }

@@ -27,6 +27,7 @@ mod kills;
 mod live;
 mod multi;
 mod nvram;
+mod persistent;
 mod power_cuts;
 mod promote;
 mod resident;

@@ -13,9 +13,37 @@ modprobe loop
 # Each test takes devices of its own.
 modprobe nbd max_part=0 nbds_max=64
 [ -e /dev/vda ] || sleep 1
-mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 /dev/vda
 mkdir -p "$disk"
-mount /dev/vda "$disk"
+# One that has a file system is of the machine that was killed.
+mount -t ext4 /dev/vda "$disk" 2>/dev/null || {
+	mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 /dev/vda
+	mount /dev/vda "$disk"
+}
+
+appears() {
+	for _ in $(seq 100); do
+		[ -e "$1" ] && return 0
+		sleep 0.1
+	done
+	return 1
+}
+
+# An NVDIMM is a raw block device at first. What makes files on it mappable is mode fsdax, and that stays; the same as
+# ndctl create-namespace --force --reconfig=namespace0.0 --mode=fsdax
+if [ -e /sys/firmware/acpi/tables/NFIT ]; then
+	nd=/sys/bus/nd
+	modprobe nfit
+	modprobe nd_pmem
+	appears /dev/pmem0
+	if [ "$(cat $nd/devices/namespace0.0/mode)" = raw ]; then
+		echo namespace0.0 >$nd/drivers/nd_pmem/unbind
+		echo pmem >$nd/devices/pfn0.0/mode
+		cat /proc/sys/kernel/random/uuid >$nd/devices/pfn0.0/uuid
+		echo namespace0.0 >$nd/devices/pfn0.0/namespace
+		echo pfn0.0 >$nd/drivers/nd_pmem/bind
+		appears /dev/pmem0
+	fi
+fi
 ip link set lo up 2>/dev/null || ifconfig lo up
 cp "$tests" "$disk/tests"
 cp "$program" "$disk/nbd-mirror"

@@ -17,6 +17,7 @@ mod filesystem;
 mod guest;
 mod kernel_log;
 mod live;
+mod nvdimm;
 mod pressure;
 mod records;
 mod roles;

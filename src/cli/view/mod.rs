@@ -38,6 +38,8 @@ pub(super) fn status(status: &Value, now_unix_s: u64) -> String {
                     "nvram",
                     &format!("{path}, {}, of which each source has {each} for itself", size(log, "size_bytes")),
                 );
+                out.line("store", &format!("{}: {}", word(&log["store"], "how"), word(&log["store"], "why")));
+                out.line("store", &format!("{}: {}", word(&log["store"], "how"), word(&log["store"], "why")));
             }
         }
         None => source(&mut out, status, now_unix_s),
@@ -229,8 +231,8 @@ fn mirrored(out: &mut Lines, status: &Value, now_unix_s: u64) {
             verified_to(status),
         ),
     );
-    out.halves(status);
     out.journal(status);
+    out.halves(status);
     if let (Some(staged), Some(limit)) = (count(status, "staged_bytes"), count(status, "staging_limit_bytes")) {
         let phase = word(status, "phase");
         out.text("staging", &format!("{}  {phase}, {} of {}", bar(staged, limit), bytes(staged), bytes(limit)));

@@ -136,7 +136,8 @@ fn a_destination_shows_each_source() {
              "volumes": [{"name": "vol0", "image": "/dev/vdc", "size_bytes": 1073741824}]},
             {"name": "beta", "state": "promoted", "connected": false, "peer": null, "epoch": 2,
              "promotable": false},
-        ], "nvram": {"path": "/dev/nvme1n1", "size_bytes": 1073741824, "own_bytes": 134217728}}),
+        ], "nvram": {"path": "/dev/nvme1n1", "size_bytes": 1073741824, "own_bytes": 134217728,
+                "store": {"how": "dsync", "why": "it has a cache"}}}),
         NOW,
     );
     let expected = "\
@@ -152,6 +153,7 @@ receiving    source alpha from 10.0.0.1:4242, epoch 1, promotable
 promoted     source beta not connected, epoch 2, not promotable
 
 nvram        /dev/nvme1n1, 1.0 GiB, of which each source has 128.0 MiB for itself
+  store      dsync: it has a cache
 ";
     assert_eq!(text, expected);
 }

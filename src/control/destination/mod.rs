@@ -168,7 +168,7 @@ impl Daemon {
 fn describe_log(log: &Log) -> Value {
     json!({
         "path": log.disk().path(), "size_bytes": log.head().log_bytes(), "slot_bytes": log.head().slot_bytes,
-        "own_bytes": log.own_bytes(),
+        "own_bytes": log.own_bytes(), "store": status::store(&log.disk().how_stored()),
     })
 }
 

@@ -7,7 +7,7 @@ use super::admin::{Handler, Request};
 use super::metrics::{self, Render};
 use crate::engine::command::HalfStatus;
 use crate::engine::process::{self, Residence};
-use crate::engine::promise::Store;
+use crate::engine::store::Store;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -25,7 +25,7 @@ pub(super) fn halves(halves: &[HalfStatus]) -> Vec<Value> {
 
 /// How something is written, and why so.
 pub(super) fn store(store: &Store) -> Value {
-    json!({ "how": store.how.word(), "why": store.why })
+    json!({ "how": store.how.words(), "why": store.why })
 }
 
 /// The journal, or a destination's journal files, as in status.

@@ -5,7 +5,7 @@ use super::*;
 use crate::control::config::SourceConfig;
 use crate::core::policy::{Mode, OnDisconnect, Policy};
 use crate::engine::command::{Counters, LinkState, PeerStatus, Progress, SourceStatus, Verified};
-use crate::engine::promise::Store;
+use crate::engine::store::Store;
 use crate::format::ids::{Epoch, Id};
 use crate::format::superblock::{Phase, Role, Superblock, Volume};
 use std::collections::BTreeSet;

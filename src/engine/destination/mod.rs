@@ -20,6 +20,7 @@ use super::nvram::Share;
 use super::ring::Ring;
 use super::run;
 use super::source::{EngineError, failed};
+use super::store::Store;
 use super::zeroing::Zeroing;
 use crate::core::Place;
 use crate::core::destination::{Destination, Effect, MoveOp, State, StoreOp};
@@ -359,7 +360,6 @@ impl Engine {
         DestinationStatus {
             superblock: self.core.superblock().clone(),
             logged: self.logged(),
-            journal: self.files[0].store_way().clone(),
             promotable: self.core.promotable(),
             live: self.core.view().map(|view| view.mark.seq.0),
             clients: self.live.count(),
@@ -379,6 +379,7 @@ impl Engine {
             reason: self.reason.clone(),
             held_record: self.core.stored().seq.0,
             verified_record: self.core.verified().0,
+            journal: Store::weakest([&self.files[0], &self.files[1], &self.state].map(Disk::how_stored)),
             halves: self.core.halves().iter().map(half).collect(),
             counters: self.counters,
         }

@@ -327,7 +327,7 @@ fn prepare(
         file.load(&memory, half_place(half_bytes, half), 0, half_bytes)?;
         files.push(file);
     }
-    let files: [Disk; 2] = files.try_into().map_err(|_| anyhow::anyhow!("two journal files were opened"))?;
+    let mut files: [Disk; 2] = files.try_into().map_err(|_| anyhow::anyhow!("two journal files were opened"))?;
     // SAFETY: nothing is under way yet.
     let halves = [0, 1].map(|half| unsafe { memory.bytes(half_place(half_bytes, half), half_bytes as usize) });
     let recovered = recovery::recover(&halves, superblock.source, superblock.clean, superblock.whole)
@@ -350,6 +350,8 @@ fn prepare(
     if core.stored().seq > applied.seq {
         tracing::info!("source {name}: recovered {applied} to {} from the journal files", core.stored());
     }
+    files.iter_mut().for_each(|file| file.map_persistent(half_bytes));
+    state.map_persistent(2 * BLOCK_BYTES as u64);
     Ok(Engine {
         live: Live::new(Place(memory_bytes(half_bytes) as u64), live, &core),
         core,

@@ -91,7 +91,7 @@ pub fn open(
     if let Some(((disk, head), _)) = &before {
         restore::restore(disk, head, journal_dir)?;
     }
-    let (disk, head) = match (wanted, before) {
+    let (mut disk, head) = match (wanted, before) {
         (None, None) => return Ok(None),
         (None, Some(((disk, _), path))) => {
             retire(&disk, journal_dir)?;
@@ -111,6 +111,8 @@ pub fn open(
         }
     };
     let own_slots = own_slots(&disk, head.slots, sources)?;
+    disk.choose_way();
+    disk.map_persistent(head.log_bytes());
     let own = |source: u32| FreeList::of(source * own_slots..(source + 1) * own_slots);
     let own: Vec<FreeList> = (0..sources as u32).map(own).collect();
     let common = FreeList::of(sources as u32 * own_slots..head.slots);
@@ -235,7 +237,7 @@ impl Share {
     }
 
     /// For the ring; valid as long as this share lives.
-    pub fn target(&self) -> Target {
+    pub fn target(&self) -> Target<'_> {
         self.log.disk.target()
     }
 

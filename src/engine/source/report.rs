@@ -227,12 +227,12 @@ impl Engine {
             .sum();
         SourceStatus {
             superblock: superblock.clone(),
-            journal: self.journal.store_way().clone(),
             link,
             last_record: core.last().0,
             stored_here: core.written().0,
             stored_there: core.acked().0,
             verified_record: core.verified().0,
+            journal: self.journal.how_stored(),
             open_fill: core.open_fill().0,
             halves,
             clients: self.clients.count(),

@@ -221,6 +221,8 @@ fn prepare(
         );
         link.send_replace(LinkState::Fenced(epoch));
     }
+    let sizes = core.superblock().sizes();
+    journal.map_persistent(journal_bytes(half_bytes, &sizes, core.superblock().grain_bytes));
     Ok(Engine {
         core,
         durability: plan.durability,

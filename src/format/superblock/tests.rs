@@ -87,6 +87,32 @@ fn a_torn_write_leaves_the_old_version_or_the_new_one() {
     assert!(left_old > 1000 && left_new > 10, "{left_old}, {left_new}");
 }
 
+/// Persistent memory is torn between any two units of 8 bytes. A copy like that isn't whole, nor something foreign.
+#[test]
+fn a_copy_that_is_torn_within_a_sector_is_known_as_torn() {
+    const UNIT: usize = 8;
+    let mut state = 1_u64;
+    for generation in 3..=12 {
+        let (old, new) = (*version(generation - 1).encode(), *version(generation).encode());
+        let differ = |at: &usize| old[*at..][..UNIT] != new[*at..][..UNIT];
+        let units: Vec<usize> = (0..BLOCK_BYTES).step_by(UNIT).filter(differ).collect();
+        for round in 0..300 {
+            let mut torn = old;
+            for at in &units {
+                state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                // From few new units to many.
+                if (state >> 33) % 300 < round {
+                    torn[*at..][..UNIT].copy_from_slice(&new[*at..][..UNIT]);
+                }
+            }
+            match Superblock::decode(Role::Source, &torn) {
+                Ok(_) => assert!(torn == old || torn == new, "version {generation}, round {round}"),
+                Err(error) => assert!(matches!(error, BlockError::Checksum { .. }), "version {generation}: {error}"),
+            }
+        }
+    }
+}
+
 /// A second crash, at the write that goes over what the first one has torn.
 #[test]
 fn a_write_over_a_torn_copy_may_be_torn_as_well() {

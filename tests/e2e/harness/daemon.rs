@@ -96,6 +96,8 @@ pub struct Daemon {
     role: &'static str,
     config: PathBuf,
     admin: PathBuf,
+    /// Set in its environment.
+    variable: Option<(&'static str, &'static str)>,
     child: Option<Child>,
     log: Arc<Mutex<String>>,
 }
@@ -140,7 +142,13 @@ impl Daemon {
     }
 
     fn idle(role: &'static str, config: PathBuf, admin: PathBuf) -> Daemon {
-        Daemon { role, config, admin, child: None, log: Arc::default() }
+        Daemon { role, config, admin, variable: None, child: None, log: Arc::default() }
+    }
+
+    /// With a variable in its environment, from its next start on.
+    pub fn with_variable(mut self, name: &'static str, value: &'static str) -> Daemon {
+        self.variable = Some((name, value));
+        self
     }
 
     /// Starts the daemon again by the very same command, and waits until it is ready.
@@ -170,6 +178,7 @@ impl Daemon {
             .args([self.role, "--config", path_str(&self.config)])
             .args(extra)
             .env_remove("NOTIFY_SOCKET")
+            .envs(self.variable)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
