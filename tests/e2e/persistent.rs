@@ -32,6 +32,8 @@ fn what_was_answered_is_there_after_both_daemons_were_killed() {
         let mut plan = Plan::new(&[16 * MIB]);
         plan.source.durability = durability.to_owned();
         plan.source.journal_size = "16MiB".to_owned();
+        // With a shared log, and without.
+        plan.destination.nvram = (durability == "always").then(|| plan.path("nvram.log"));
         let mut destination = Daemon::unstarted_destination(&plan.destination).with_variable(ASSUMED.0, ASSUMED.1);
         let mut source = Daemon::unstarted_source(&plan.source).with_variable(ASSUMED.0, ASSUMED.1);
         destination.restart();
@@ -42,6 +44,10 @@ fn what_was_answered_is_there_after_both_daemons_were_killed() {
             assert_eq!(journal["store"]["how"], "assumed persistent memory", "{journal:#}");
         }
         mirror.source.wait_for_log(&["WARN", "for measuring only"]);
+        if durability == "always" {
+            let status = mirror.destination.status();
+            assert_eq!(status["nvram"]["store"]["how"], "assumed persistent memory", "{status:#}");
+        }
         // More than both halves hold.
         write_all(&mirror.unix(), 0..512);
         mirror.source.kill();

@@ -1,4 +1,4 @@
-//! Journals on persistent memory, and a whole machine that is killed.
+//! Journals and a shared log on persistent memory, and a whole machine that is killed.
 //!
 //! Two boots with the same NVDIMM and the same disk (run.py): in the middle of [`before_the_kill`] the emulator gets a
 //! SIGKILL, and nothing of the guest goes on. Then [`after_the_kill`] must find each write that was answered. Each answer
@@ -25,7 +25,7 @@ const REGION_BYTES: u64 = SLOTS * SLOT_BYTES;
 /// Without a kill for so long nobody is going to send one.
 const PATIENCE: Duration = Duration::from_secs(540);
 
-/// Source and destination with all journals on the NVDIMM, and volume and image on the disk.
+/// Source and destination with all journals and the shared log on the NVDIMM, and volume and image on the disk.
 fn configs(nvdimm: &Path) -> (SourceConfig, DestinationConfig) {
     let dir = std::env::temp_dir().join("nvdimm");
     std::fs::create_dir_all(&dir).expect("make a folder");
@@ -35,6 +35,7 @@ fn configs(nvdimm: &Path) -> (SourceConfig, DestinationConfig) {
     source.journal_size = "16MiB".to_owned();
     source.volumes.push(("vol0".to_owned(), dir.join("vol0.volume")));
     destination.journal_dir = nvdimm.join("journals");
+    destination.nvram = Some(nvdimm.join("nvram.log"));
     destination.sources.push(("alpha".to_owned(), vec![("vol0".to_owned(), dir.join("vol0.image"))]));
     (source, destination)
 }
@@ -113,7 +114,9 @@ fn before_the_kill() {
 
     assert_persistent(&source.status()["journal"]);
     assert_persistent(&destination.status()["sources"][0]["journal"]);
+    assert_persistent(&destination.status()["nvram"]);
     assert_mapped_synchronously(source.pid(), &config.journal);
+    assert_mapped_synchronously(destination.pid(), &nvdimm.path.join("nvram.log"));
     for file in ["fill-0.journal", "fill-1.journal", "state"] {
         assert_mapped_synchronously(destination.pid(), &destination_config.journal_dir.join("alpha").join(file));
     }
@@ -123,6 +126,9 @@ fn before_the_kill() {
     let place = ["--offset=32m", "--size=8m", "--rw=randwrite", "--bssplit=4k/60:32k/30:128k/10", "--iodepth=8"];
     let check = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--do_verify=1"];
     run("fio", ["--name=nvdimm", "--ioengine=nbd", &uri].into_iter().chain(place).chain(check));
+
+    let logged = &destination.status()["sources"][0]["nvram"];
+    assert_eq!(logged["bypassed_writes"], 0, "{logged:#}");
 
     println!("writing until the machine is killed");
     let writers: Vec<_> = (0..WRITERS)
@@ -151,6 +157,7 @@ fn after_the_kill() {
     source.stop(Signal::SIGTERM);
 
     let destination = Daemon::destination(&destination_config);
+    destination.wait_for_log(&["nvram log", "bytes of frames were put into the journal files"]);
     destination.verb(&["promote", "--force", "alpha"]).success();
     assert_all_answered_are_there(&Endpoint::Unix(destination_config.unix()));
     assert_persistent(&destination.status()["sources"][0]["serving"]["journal"]);
