@@ -1,4 +1,4 @@
-//! Each known bug is switched on, and must be found.
+//! Each known bug is switched on, and must be found. NBD_MIRROR_CANARY=ForgetWord: only this one.
 
 use crate::runner::survive;
 use nbd_mirror::canary::{Bug, switch};
@@ -22,7 +22,9 @@ fn each_known_bug_is_found() {
             say(panic);
         }
     }));
-    let found: Vec<(Bug, Option<u64>)> = Bug::ALL.into_iter().map(found).collect();
+    let only = std::env::var("NBD_MIRROR_CANARY").ok();
+    let wanted = |bug: &Bug| only.as_ref().is_none_or(|name| *name == format!("{bug:?}"));
+    let found: Vec<(Bug, Option<u64>)> = Bug::ALL.into_iter().filter(wanted).map(found).collect();
     let missed: Vec<Bug> = found.iter().filter(|(_, seed)| seed.is_none()).map(|(bug, _)| *bug).collect();
     assert!(missed.is_empty(), "not found within {SEEDS} seeds: {missed:?}");
 }

@@ -584,9 +584,15 @@ impl DestinationNode {
                 cx.met.count_if(self.nvram.used, Rare::PastNvram);
             }
             words.extend_from_slice(&self.memory[op.half][op.start as usize / SECTOR..op.end as usize / SECTOR]);
+            if cx.trace {
+                eprintln!("{:>25} {op:?}", "store");
+            }
             self.io.write(Op::Store(op), disk, at, words, op.stable);
         }
         while let Some(op) = core.next_move() {
+            if cx.trace {
+                eprintln!("{:>25} {op:?}", "move");
+            }
             let mut words = self.io.words();
             words.extend_from_slice(&self.memory[op.half][op.start as usize / SECTOR..op.end as usize / SECTOR]);
             self.io.write(Op::Move(op), op.half, op.start as usize / SECTOR, words, false);

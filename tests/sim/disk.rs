@@ -91,10 +91,12 @@ impl Disk {
 
     fn settle(&mut self, until: u64) {
         let count = until.saturating_sub(self.settled) as usize;
-        for cached in self.cache.drain(..count) {
+        // What comes next and was stable by itself is so on the medium, too, now that nothing before it is on its way.
+        let more = self.cache[count..].iter().take_while(|cached| cached.stable).count();
+        for cached in self.cache.drain(..count + more) {
             self.stable[cached.sector as usize] = cached.word;
         }
-        self.settled += count as u64;
+        self.settled += (count + more) as u64;
     }
 
     /// Each sector that isn't stable stays, is lost, or falls back to an earlier write that isn't stable either.

@@ -707,7 +707,7 @@ fn weights(cx: &mut Context) -> [u64; EVENTS.len()] {
     set(Event::GhostPromote, 2);
     set(Event::GhostRot, 1);
     set(Event::Outage, slow(rng.pick(&[0, 2, 8]), rng));
-    set(Event::Policy, rng.pick(&[0, 0, 1]));
+    set(Event::Policy, rng.pick(&[0, 0, 1, 12]));
     set(Event::Verify, rng.pick(&[0, 1]));
     set(Event::HandOver, rng.pick(&[0, 0, 1]));
     set(Event::LiveRead, rng.pick(&[5, 60]));

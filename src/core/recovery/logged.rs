@@ -1,7 +1,6 @@
 //! What a slot of the shared log holds, at a start: frames that are to be laid over the journal files.
 
 use super::{Found, Halves, chain_from};
-use crate::canary::{Bug, sings};
 use crate::format::block::Block;
 use crate::format::checksum;
 use crate::format::ids::Mark;
@@ -50,6 +49,5 @@ pub const FREED: Range<u64> = 0..2 * BLOCK_BYTES as u64;
 /// What is made void of a slot that a crash left, part by part, each durable before the next. All of it: behind a frame that
 /// never arrived there may be later ones, which would follow that frame, should it be sent again.
 pub fn void(slot_bytes: u64) -> [Range<u64>; 2] {
-    let behind = if sings(Bug::VoidHeadOnly) { slot_bytes } else { FREED.end };
-    [behind..slot_bytes, FREED]
+    [FREED.end..slot_bytes, FREED]
 }
