@@ -38,8 +38,7 @@ pub(super) fn status(status: &Value, now_unix_s: u64) -> String {
                     "nvram",
                     &format!("{path}, {}, of which each source has {each} for itself", size(log, "size_bytes")),
                 );
-                out.line("store", &format!("{}: {}", word(&log["store"], "how"), word(&log["store"], "why")));
-                out.line("store", &format!("{}: {}", word(&log["store"], "how"), word(&log["store"], "why")));
+                out.text("store", &format!("{}: {}", word(&log["store"], "how"), word(&log["store"], "why")));
             }
         }
         None => source(&mut out, status, now_unix_s),
