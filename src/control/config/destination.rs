@@ -184,7 +184,11 @@ impl DestinationConfig {
         }
         // Across all sources: two sources on one image would destroy each other's mirror.
         let images = self.sources.iter().flat_map(|s| &s.volumes);
-        refuse_twice("source.volume.image", images.map(|v| v.image.display().to_string()))?;
+        let images = images.map(|v| v.image.display().to_string());
+        refuse_twice(
+            "source.volume.image, nvram",
+            images.chain(self.nvram.iter().map(|path| path.display().to_string())),
+        )?;
         check_sockets(self.nbd.as_ref(), &self.admin)
     }
 }

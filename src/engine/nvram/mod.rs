@@ -84,12 +84,20 @@ pub fn open(
     sources: usize,
     init: bool,
 ) -> anyhow::Result<Option<Arc<Log>>> {
+    let path = wanted.map(|wanted| wanted.path.as_path());
+    if let Some(path) = path.filter(|path| Note::is_at(path, journal_dir)) {
+        bail!("nvram = {}: a file of that name in journal_dir says which log is used; name another", path.display());
+    }
     let before = match Note::read(journal_dir)? {
-        Some(note) => Some((note.open()?, note.path)),
+        Some(note) => {
+            let (disk, head) = note.find(path)?;
+            let path = disk.path().to_owned();
+            Some(((disk, head), path))
+        }
         None => None,
     };
     if let Some(((disk, head), _)) = &before {
-        restore::restore(disk, head, journal_dir)?;
+        restore::restore(disk, head, journal_dir, init)?;
     }
     let (mut disk, head) = match (wanted, before) {
         (None, None) => return Ok(None),
@@ -99,6 +107,11 @@ pub fn open(
             return Ok(None);
         }
         (Some(wanted), Some(((disk, head), path))) if same(&path, &wanted.path) && fits(&disk, &head, wanted) => {
+            // It may have been found by another path than before.
+            let note = Note { path: wanted.path.clone(), id: head.id };
+            if Note::read(journal_dir)?.is_some_and(|noted| noted.path != note.absolute()) {
+                note.write(journal_dir)?;
+            }
             (disk, head)
         }
         (Some(wanted), before) => {
@@ -161,31 +174,32 @@ fn retire(disk: &Disk, journal_dir: &Path) -> anyhow::Result<()> {
 /// Makes a new log, each byte of it written.
 fn make(wanted: &Wanted, sources: usize, init: bool) -> anyhow::Result<(Disk, LogHead)> {
     let mut disk = Disk::open_or_create("NVRAM log", &wanted.path)?;
-    let (blocks, blank) = disk.first_blocks(SLOTS_OFFSET)?;
-    if !blank && !init {
-        let what = match LogHead::decode(&blocks[0]) {
-            Ok(head) => match restore::used(&disk, &head)?.len() {
-                // Made, and not noted: a crash came between.
-                0 => None,
-                used => {
-                    Some(format!("is the log of another destination, with something in {used} slots: start that one"))
-                }
-            },
-            Err(error) => Some(format!("holds something else ({error})")),
-        };
-        if let Some(what) = what {
-            bail!(disk.error(&format!("{what}. Name another file or device as nvram, or give --init to overwrite it")));
-        }
+    // Further than any file system's first words.
+    let (blocks, blank) = disk.first_blocks(1 << 20)?;
+    match LogHead::decode(&blocks[0]) {
+        // One without anything was made, and not noted: a crash came between.
+        Ok(head) => match restore::used(&disk, &head)?.len() {
+            0 => {}
+            used => bail!(disk.error(&format!(
+                "is the log of another destination, or of another journal_dir, with something in {used} slots: start that \
+                 one. If it is of no use any more, overwrite its first block with zeros"
+            ))),
+        },
+        Err(error) if !blank && !init => bail!(disk.error(&format!(
+            "holds something else ({error}). Name another file or device as nvram, or give --init to overwrite it"
+        ))),
+        Err(_) => {}
     }
-    own_slots(&disk, slots(if disk.is_device { disk.size_bytes } else { wanted.size_bytes }), sources)?;
-    disk.preallocate(if disk.is_device { 0 } else { wanted.size_bytes })?;
+    let slots = slots(if disk.is_device { disk.size_bytes } else { wanted.size_bytes });
+    own_slots(&disk, slots, sources)?;
+    disk.preallocate(if disk.is_device { 0 } else { SLOTS_OFFSET + u64::from(slots) * NVRAM_SLOT_BYTES })?;
     if disk.is_device {
         tracing::info!("NVRAM log {}: writing all of it once", wanted.path.display());
         zero(&disk, 0..disk.size_bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64)?;
         disk.sync()?;
     }
     let id = random_id().context("no random number for the NVRAM log's identity")?;
-    let head = LogHead { id, slot_bytes: NVRAM_SLOT_BYTES, slots: slots(disk.size_bytes) };
+    let head = LogHead { id, slot_bytes: NVRAM_SLOT_BYTES, slots };
     disk.store_block(&head.encode(), 0)?;
     Ok((disk, head))
 }

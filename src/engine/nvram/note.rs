@@ -24,6 +24,13 @@ fn place(journal_dir: &Path) -> PathBuf {
 }
 
 impl Note {
+    /// Whether that is where notes are.
+    pub fn is_at(path: &Path, journal_dir: &Path) -> bool {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let here = path.parent().is_some_and(|folder| real(folder) == real(journal_dir));
+        here && path.file_name().is_some_and(|name| name == "nvram" || name == "nvram.new")
+    }
+
     /// What was noted, if anything was: a line with the log's identity, and one with its path.
     pub fn read(journal_dir: &Path) -> anyhow::Result<Option<Note>> {
         let place = place(journal_dir);
@@ -49,10 +56,15 @@ impl Note {
         Some(Note { path, id: Id(number.to_be_bytes()) })
     }
 
+    /// The path as it was given, for that may name a device that gets another number with each boot.
+    pub fn absolute(&self) -> PathBuf {
+        std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone())
+    }
+
     /// Notes it, durably.
     pub fn write(&self, journal_dir: &Path) -> anyhow::Result<()> {
         let (place, new) = (place(journal_dir), journal_dir.join("nvram.new"));
-        let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
+        let path = self.absolute();
         let written = || {
             let mut file = File::create(&new)?;
             file.write_all(format!("{}\n", self.id).as_bytes())?;
@@ -73,11 +85,19 @@ impl Note {
             .with_context(|| format!("{} can't be removed", place.display()))
     }
 
-    /// Opens the very log that was noted.
-    pub fn open(&self) -> anyhow::Result<(Disk, LogHead)> {
+    /// Opens the very log that was noted: where the configuration says, if it is there, or where it was.
+    pub fn find(&self, wanted: Option<&Path>) -> anyhow::Result<(Disk, LogHead)> {
+        let elsewhere = wanted.filter(|wanted| *wanted != self.path && wanted.exists());
+        match elsewhere.map(|path| self.open(path)) {
+            Some(Ok(found)) => Ok(found),
+            Some(Err(_)) | None => self.open(&self.path),
+        }
+    }
+
+    fn open(&self, path: &Path) -> anyhow::Result<(Disk, LogHead)> {
         let remedy = "What was acknowledged last may be in this log alone: give it back. If it is lost, remove the file \
                       `nvram` in journal_dir, and promote nothing before the sources have connected again";
-        let disk = Disk::open("NVRAM log", &self.path).context(remedy)?;
+        let disk = Disk::open("NVRAM log", path).context(remedy)?;
         // What a killed daemon wrote may still be in the disk's cache only.
         disk.sync()?;
         let (blocks, _) = disk.first_blocks(2 * BLOCK_BYTES as u64)?;

@@ -12,7 +12,7 @@ use crate::core::recovery::logged::{self, SlotBytes};
 use crate::format::nvram::{LogHead, SlotHead};
 use crate::format::superblock::Superblock;
 use crate::limits::BLOCK_BYTES;
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use std::path::{Path, PathBuf};
 
 /// The journal files of a source that has something in the log.
@@ -49,27 +49,35 @@ pub fn used(disk: &Disk, head: &LogHead) -> anyhow::Result<Vec<(u32, Option<Slot
     Ok(used)
 }
 
-/// Empties a log.
-pub fn restore(disk: &Disk, head: &LogHead, journal_dir: &Path) -> anyhow::Result<()> {
+/// Empties a log. `init`: frames of sources that have no folder here any more are given up.
+pub fn restore(disk: &Disk, head: &LogHead, journal_dir: &Path, init: bool) -> anyhow::Result<()> {
     let used = used(disk, head)?;
     if used.is_empty() {
         return Ok(());
     }
-    let mut sources = folders(journal_dir)?;
+    let mut sources = folders(journal_dir, init)?;
     let memory = Memory::map(head.slot_bytes as usize).context("no memory to read the NVRAM log")?;
     let mut moved_bytes = 0;
     for (slot, slot_head) in used.iter().filter_map(|(slot, head)| Some((*slot, (*head)?))) {
         let Some(files) = sources.iter_mut().find(|files| files.superblock.source == slot_head.source) else {
-            tracing::warn!(
-                "NVRAM log {}: slot {slot} belongs to source {}, which has no folder here any more, and is given up",
-                disk.path().display(),
-                slot_head.source
-            );
+            let what = format!("slot {slot} holds frames of source {}, which has no folder here", slot_head.source);
+            if !init {
+                bail!(disk.error(&format!("{what}. Give its folder back, or give --init to give these frames up")));
+            }
+            tracing::warn!("NVRAM log {}: {what}; they are given up", disk.path().display());
             continue;
         };
         if files.superblock.promoted {
             // From a promote on all that counts is in the journal files.
             continue;
+        }
+        let clean = files.superblock.clean.fill;
+        if slot_head.fill.0 > clean.0 + 2 {
+            bail!(disk.error(&format!(
+                "slot {slot} holds fill {} of source \"{}\", whose state is at fill {clean}: the state is an older one than \
+                 this log's. Give the folder back as it was",
+                slot_head.fill, files.superblock.name
+            )));
         }
         disk.load(&memory, Place(0), head.slot_offset(slot), head.slot_bytes)?;
         // SAFETY: nothing is under way in this memory.
@@ -101,13 +109,22 @@ pub fn restore(disk: &Disk, head: &LogHead, journal_dir: &Path) -> anyhow::Resul
     Ok(())
 }
 
-/// All folders of sources, as their states say.
-fn folders(journal_dir: &Path) -> anyhow::Result<Vec<Files>> {
+/// All folders of sources, as their states say. One that bears another name is somebody's copy. `init`: those whose state
+/// can't be read don't count.
+fn folders(journal_dir: &Path, init: bool) -> anyhow::Result<Vec<Files>> {
     let mut found = Vec::new();
     let unreadable = || format!("the folder {} can't be read", journal_dir.display());
     for entry in std::fs::read_dir(journal_dir).with_context(unreadable)? {
         let path = entry.with_context(unreadable)?.path();
-        if let Some(superblock) = Folder::state(&path)? {
+        let state = match Folder::state(&path) {
+            Err(error) if init => {
+                tracing::warn!("{error:#}; it doesn't count");
+                None
+            }
+            state => state?,
+        };
+        if let Some(superblock) = state.filter(|state| path.file_name().is_some_and(|name| name == state.name.as_str()))
+        {
             found.push(Files { superblock, paths: Folder::journal_files(&path), open: [None, None] });
         }
     }

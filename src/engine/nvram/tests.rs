@@ -133,7 +133,12 @@ fn what_a_log_holds_goes_to_the_journal_files_once() {
     fill_slot(&log, 8, SlotHead { log: Id([4; 16]), source: SOURCE, ..stranger }, &frames(Fill(1), 0, start, 1));
     log.disk().store(&first[..BLOCK_BYTES], log.head().slot_offset(9) + FREED.end - BLOCK_BYTES as u64).unwrap();
     drop(log);
-    let log = rig.open(1).unwrap().unwrap();
+    assert!(rig.error(1).contains("slot 7 holds frames of source 0909"), "{}", rig.error(1));
+    // A copy of the folder under another name isn't taken for it.
+    let copy = rig.journals().join("aardvark");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::copy(rig.journals().join("alpha/state"), copy.join("state")).unwrap();
+    let log = open(Some(&rig.wanted), &rig.journals(), 1, true).unwrap().unwrap();
     assert_eq!(log.head().id, id, "it is the same log");
     assert_eq!(rig.journal_file(1, 0, first.len()), first);
     assert_eq!(rig.journal_file(0, 0, BLOCK_BYTES), second[..BLOCK_BYTES]);
@@ -197,11 +202,9 @@ fn what_is_missing_or_of_others_is_refused_with_the_remedy() {
     // Another destination comes across it.
     let other = Rig::new();
     let stolen = Rig { wanted: rig.wanted.clone(), ..other };
-    assert!(
-        stolen.error(1).contains("is the log of another destination, with something in 1 slots"),
-        "{}",
-        stolen.error(1)
-    );
+    let error = stolen.error(1);
+    assert!(error.contains("is the log of another destination") && error.contains("something in 1 slots"), "{error}");
+    assert!(open(Some(&stolen.wanted), &stolen.journals(), 1, true).is_err(), "not even --init overwrites it");
     // Its own destination doesn't find it any more, or something else in its place.
     let aside = rig.folder.path().join("aside");
     std::fs::rename(&rig.wanted.path, &aside).unwrap();
@@ -210,6 +213,34 @@ fn what_is_missing_or_of_others_is_refused_with_the_remedy() {
     let new = Wanted { path: rig.wanted.path.clone(), ..rig.wanted.clone() };
     make(&new, 1, false).unwrap();
     assert!(rig.error(1).contains("promote nothing before"), "{}", rig.error(1));
-    std::fs::rename(&aside, &rig.wanted.path).unwrap();
-    rig.open(1).unwrap().unwrap();
+    // It is found where the configuration says, by its identity.
+    rig.source();
+    let moved = Wanted { path: aside.clone(), ..rig.wanted.clone() };
+    let log = open(Some(&moved), &rig.journals(), 1, false).unwrap().unwrap();
+    assert_eq!(log.disk().path(), aside);
+    drop(log);
+    let note = std::fs::read_to_string(rig.journals().join("nvram")).unwrap();
+    assert!(note.ends_with("/aside\n"), "{note}");
+}
+
+#[test]
+fn a_state_that_is_older_than_the_log_is_refused() {
+    let rig = Rig::new();
+    rig.source();
+    let log = rig.open(1).unwrap().unwrap();
+    let head = SlotHead { log: log.head().id, source: SOURCE, fill: Fill(3), start: 0, before: Mark::default() };
+    fill_slot(&log, 0, head, &frames(Fill(3), 0, Mark::default(), 1));
+    drop(log);
+    assert!(rig.error(1).contains("whose state is at fill 0"), "{}", rig.error(1));
+    assert_eq!(rig.journal_file(1, 0, BLOCK_BYTES), vec![0; BLOCK_BYTES]);
+}
+
+#[test]
+fn a_log_in_the_place_of_the_note_is_refused() {
+    let mut rig = Rig::new();
+    for name in ["nvram", "nvram.new"] {
+        rig.wanted.path = rig.journals().join(name);
+        assert!(rig.error(1).contains("name another"), "{}", rig.error(1));
+        assert!(!rig.wanted.path.exists());
+    }
 }
