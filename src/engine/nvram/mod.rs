@@ -102,7 +102,8 @@ pub fn open(
     let (mut disk, head) = match (wanted, before) {
         (None, None) => return Ok(None),
         (None, Some(((disk, _), path))) => {
-            retire(&disk, journal_dir)?;
+            drop(disk);
+            Note::remove(journal_dir)?;
             tracing::info!("the NVRAM log {} is empty and not used any more", path.display());
             return Ok(None);
         }
@@ -116,7 +117,9 @@ pub fn open(
         }
         (Some(wanted), before) => {
             if let Some(((disk, _), _)) = before {
-                retire(&disk, journal_dir)?;
+                // Nothing is in it: whoever comes across it may make it anew.
+                drop(disk);
+                Note::remove(journal_dir)?;
             }
             let (disk, head) = make(wanted, sources, init)?;
             Note { path: wanted.path.clone(), id: head.id }.write(journal_dir)?;
@@ -162,13 +165,6 @@ fn own_slots(disk: &Disk, slots: u32, sources: usize) -> anyhow::Result<u32> {
         bail!(disk.error(&format!("is too small: {sources} sources need at least {needed} bytes (nvram_size)")));
     }
     Ok(own)
-}
-
-/// An empty log isn't this destination's any more.
-fn retire(disk: &Disk, journal_dir: &Path) -> anyhow::Result<()> {
-    Note::remove(journal_dir)?;
-    // Whoever uses the file next finds nothing of ours in it.
-    Ok(disk.store_block(&[0; BLOCK_BYTES], 0)?)
 }
 
 /// Makes a new log, each byte of it written.
