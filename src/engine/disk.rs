@@ -15,6 +15,7 @@ use nix::sys::statfs::fstatfs;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -217,19 +218,30 @@ impl Disk {
             Ok(()) | Err(nix::Error::EOPNOTSUPP) => {}
             Err(error) => return Err(full(self, error.into())),
         }
-        let piece = 1 << 20;
-        let zeros = Memory::map(piece).map_err(|error| self.error(&error))?;
-        // SAFETY: the mapping is new, and nobody else knows it.
-        let zeros = unsafe { zeros.bytes(Place(0), piece) };
-        let mut at = 0;
-        while at < bytes {
-            let length = (bytes - at).min(piece as u64);
-            self.file.write_all_at(&zeros[..length as usize], at).map_err(|error| full(self, error))?;
-            at += length;
-        }
+        self.write_zeros(0..bytes).map_err(|error| full(self, error))?;
         self.file.sync_all().map_err(|error| full(self, error))?;
         self.size_bytes = bytes;
         self.sync_name()
+    }
+
+    /// Writes zeros over whole blocks. They aren't stable before [`Disk::sync`].
+    pub fn zero(&self, range: Range<u64>) -> Result<(), DiskError> {
+        let start = range.start;
+        self.write_zeros(range).map_err(|error| self.error(&format!("can't be zeroed from byte {start} on: {error}")))
+    }
+
+    fn write_zeros(&self, range: Range<u64>) -> io::Result<()> {
+        let piece = 1 << 20;
+        let zeros = Memory::map(piece)?;
+        // SAFETY: the mapping is new, and nobody else knows it.
+        let zeros = unsafe { zeros.bytes(Place(0), piece) };
+        let mut at = range.start;
+        while at < range.end {
+            let length = (range.end - at).min(piece as u64);
+            self.file.write_all_at(&zeros[..length as usize], at)?;
+            at += length;
+        }
+        Ok(())
     }
 
     /// Has the ring write the first `bytes` bytes as persistent memory from now on, if that is what they are. For a file that

@@ -37,6 +37,18 @@ fn assert_promoted(mirror: &Mirror, seed: u64, at: u64) {
     assert!(client.read(at, 64 << 10).unwrap() == pattern(seed, 64 << 10), "what was answered is missing");
 }
 
+/// Both daemons are killed behind a write that may be in the log alone.
+#[track_caller]
+fn killed_behind_a_write(seed: u64, at: u64) -> Mirror {
+    let mut mirror = plan().start();
+    mirror.assert_in_step();
+    write(&mirror, seed, at);
+    assert!(logged(&mirror) > 0);
+    mirror.source.kill();
+    mirror.destination.kill();
+    mirror
+}
+
 #[test]
 fn status_tells_of_the_log() {
     let mirror = plan().start();
@@ -54,12 +66,7 @@ fn status_tells_of_the_log() {
 
 #[test]
 fn what_is_only_in_the_log_is_promoted() {
-    let mut mirror = plan().start();
-    mirror.assert_in_step();
-    write(&mirror, 1, MIB);
-    assert!(logged(&mirror) > 0);
-    mirror.source.kill();
-    mirror.destination.kill();
+    let mut mirror = killed_behind_a_write(1, MIB);
     mirror.destination.restart();
     assert_eq!(logged(&mirror), 0, "a start empties it");
     promote_by_force(&mirror.destination, "alpha");
@@ -68,12 +75,7 @@ fn what_is_only_in_the_log_is_promoted() {
 
 #[test]
 fn a_promote_offline_finds_what_is_in_the_log() {
-    let mut mirror = plan().start();
-    mirror.assert_in_step();
-    write(&mirror, 1, MIB);
-    assert!(logged(&mirror) > 0);
-    mirror.source.kill();
-    mirror.destination.kill();
+    let mirror = killed_behind_a_write(1, MIB);
     let config = mirror.plan.destination.write();
     let words = ["promote", "--offline", "--config", config.to_str().unwrap(), "alpha", "--force"];
     crate::harness::verb(&words).success();

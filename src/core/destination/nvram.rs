@@ -103,27 +103,16 @@ impl Nvram {
         (self.spare.is_some() && first_bytes <= capacity).then_some(capacity)
     }
 
-    /// Where frames go for which there is room; `fill` and `before` are theirs. Whether it is in a slot that wasn't used yet.
-    pub(super) fn place(
-        &mut self,
-        half: usize,
-        start: u64,
-        end: u64,
-        fill: Fill,
-        before: Mark,
-    ) -> Option<(LogPlace, bool)> {
+    /// Where frames go for which there is room; `fill` and `before` are theirs.
+    pub(super) fn place(&mut self, half: usize, start: u64, end: u64, fill: Fill, before: Mark) -> Option<LogPlace> {
         if let Some(slot) = self.filling() {
             let at = BLOCK_BYTES as u64 + (slot.end - slot.start);
             slot.end = end;
-            return Some((LogPlace { slot: slot.number, at, begins: None }, false));
+            return Some(LogPlace { slot: slot.number, at, begins: None });
         }
         let number = self.spare.take()?;
         self.slots.push_back(Slot { number, half, start, end, stage: Stage::Filling });
-        Some((LogPlace { slot: number, at: BLOCK_BYTES as u64, begins: Some((fill, before)) }, true))
-    }
-
-    fn any(&self, stages: &[Stage]) -> bool {
-        self.slots.iter().any(|slot| stages.contains(&slot.stage))
+        Some(LogPlace { slot: number, at: BLOCK_BYTES as u64, begins: Some((fill, before)) })
     }
 
     /// Whether nothing of this source is in the log.
@@ -179,7 +168,8 @@ impl Destination {
 
     /// What [`Destination::next_move`] gave is written.
     pub fn handle_moved(&mut self, op: MoveOp) {
-        self.take_stage(op.slot, Stage::Moving, Stage::Moved);
+        let slots = self.nvram.iter_mut().flat_map(|nvram| &mut nvram.slots);
+        slots.filter(|slot| slot.number == op.slot).for_each(|slot| slot.stage = Stage::Moved);
     }
 
     /// What was written to the file when [`Effect::SyncMoved`] asked for it is stable.
@@ -201,11 +191,6 @@ impl Destination {
         }
     }
 
-    fn take_stage(&mut self, number: u32, from: Stage, to: Stage) {
-        let slots = self.nvram.iter_mut().flat_map(|nvram| &mut nvram.slots);
-        slots.filter(|slot| slot.number == number && slot.stage == from).for_each(|slot| slot.stage = to);
-    }
-
     /// Closes slots that are waited for, and lets go of those whose frames are in the journal files.
     pub(super) fn move_on(&mut self, effects: &mut Vec<Effect>) {
         let all = !self.connected || self.promoting || self.settling.is_some();
@@ -220,8 +205,9 @@ impl Destination {
         let sealed = halves.iter().any(|half| half.state == State::Sealed && half.logged > 0);
         // Without a slot in reserve the log is short of room.
         let hurried = all || sealed || nvram.spare.is_none();
-        let moved = nvram.slots.iter().filter(|slot| slot.stage == Stage::Moved).count();
-        let due = moved >= SYNC_SLOTS || (hurried && !nvram.any(&[Stage::Full, Stage::Moving]));
+        let count = |stage| nvram.slots.iter().filter(|slot| slot.stage == stage).count();
+        let moved = count(Stage::Moved);
+        let due = moved >= SYNC_SLOTS || (hurried && count(Stage::Full) + count(Stage::Moving) == 0);
         if nvram.syncing > 0 || moved == 0 || !due {
             return;
         }

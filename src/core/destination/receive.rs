@@ -171,11 +171,10 @@ impl Destination {
         let before =
             self.handed.checked_sub(1).and_then(|last| self.pending.get(last)).map_or(self.stored, |last| last.mark);
         let place = |nvram: &mut Nvram| nvram.place(fill.half(), start, end, fill, before);
-        let placed = self.nvram.as_mut().filter(|_| room.is_some()).and_then(place);
+        let log = self.nvram.as_mut().filter(|_| room.is_some()).and_then(place);
         let half = &mut self.halves[fill.half()];
-        half.logged += u32::from(placed.is_some_and(|(_, new_slot)| new_slot));
+        half.logged += u32::from(log.is_some_and(|place| place.begins.is_some()));
         half.handed = end;
-        let log = placed.map(|(place, _)| place);
         let op = StoreOp { half: fill.half(), start, end, stable: stable || log.is_some(), log };
         self.handed += count;
         self.writing.push_back(Writing { op, frames: count, done: false });

@@ -52,14 +52,7 @@ pub struct Folder {
 impl Folder {
     /// Opens a source's folder; `None` where the source never connected.
     pub fn open(path: &Path, name: &str, init: bool) -> anyhow::Result<Option<Folder>> {
-        let file = path.join("state");
-        if !file.exists() {
-            return Ok(None);
-        }
-        let state = Disk::open("state", &file)?;
-        // What a killed daemon had under way can be read, but a power cut may still take it away: nothing may build on
-        // it before it is stable.
-        state.sync()?;
+        let Some(state) = Folder::open_state(path)? else { return Ok(None) };
         let Some(mut superblock) = Folder::judge(&state, name, init)? else { return Ok(None) };
         // A crash may have come between the two copies: while one alone says that a half is clean, nothing in that
         // half may change, and one alone may not know of a promote.
@@ -68,6 +61,19 @@ impl Folder {
             state.store_block(&superblock.encode(), superblock.copy_offset())?;
         }
         Ok(Some(Folder { path: path.to_owned(), state, superblock }))
+    }
+
+    /// Opens the state file, if there is one.
+    fn open_state(path: &Path) -> anyhow::Result<Option<Disk>> {
+        let file = path.join("state");
+        if !file.exists() {
+            return Ok(None);
+        }
+        let state = Disk::open("state", &file)?;
+        // What a killed daemon had under way can be read, but a power cut may still take it away: nothing may build on
+        // it before it is stable.
+        state.sync()?;
+        Ok(Some(state))
     }
 
     /// Opens the state of a source's folder, and says what a start would make of it; `None` where nothing was received. Changes
@@ -166,13 +172,7 @@ impl Folder {
     /// # Errors
     /// Neither copy can be read.
     pub fn state(path: &Path) -> anyhow::Result<Option<Superblock>> {
-        let file = path.join("state");
-        if !file.exists() {
-            return Ok(None);
-        }
-        let state = Disk::open("state", &file)?;
-        // As at any start: what is read must be what a power cut leaves.
-        state.sync()?;
+        let Some(state) = Folder::open_state(path)? else { return Ok(None) };
         let (blocks, blank) = state.first_blocks(2 * BLOCK_BYTES as u64)?;
         match Superblock::newest(Role::Destination, [&blocks[0], &blocks[1]]) {
             Ok(superblock) => Ok(Some(superblock)),

@@ -12,9 +12,7 @@ mod note;
 mod restore;
 
 use super::disk::{Disk, random_id};
-use super::memory::Memory;
 use super::ring::Target;
-use crate::core::Place;
 use crate::format::nvram::{LogHead, SLOTS_OFFSET};
 use crate::limits::{BLOCK_BYTES, NVRAM_SLOT_BYTES};
 use anyhow::{Context as _, bail};
@@ -88,35 +86,28 @@ pub fn open(
     if let Some(path) = path.filter(|path| Note::is_at(path, journal_dir)) {
         bail!("nvram = {}: a file of that name in journal_dir says which log is used; name another", path.display());
     }
-    let before = match Note::read(journal_dir)? {
-        Some(note) => {
-            let (disk, head) = note.find(path)?;
-            let path = disk.path().to_owned();
-            Some(((disk, head), path))
-        }
-        None => None,
-    };
-    if let Some(((disk, head), _)) = &before {
+    let note = Note::read(journal_dir)?;
+    let before = note.as_ref().map(|note| note.find(path)).transpose()?;
+    if let Some((disk, head)) = &before {
         restore::restore(disk, head, journal_dir, init)?;
     }
     let (mut disk, head) = match (wanted, before) {
         (None, None) => return Ok(None),
-        (None, Some(((disk, _), path))) => {
-            drop(disk);
+        (None, Some((disk, _))) => {
             Note::remove(journal_dir)?;
-            tracing::info!("the NVRAM log {} is empty and not used any more", path.display());
+            tracing::info!("the NVRAM log {} is empty and not used any more", disk.path().display());
             return Ok(None);
         }
-        (Some(wanted), Some(((disk, head), path))) if same(&path, &wanted.path) && fits(&disk, &head, wanted) => {
+        (Some(wanted), Some((disk, head))) if same(disk.path(), &wanted.path) && fits(&disk, &head, wanted) => {
             // It may have been found by another path than before.
-            let note = Note { path: wanted.path.clone(), id: head.id };
-            if Note::read(journal_dir)?.is_some_and(|noted| noted.path != note.absolute()) {
-                note.write(journal_dir)?;
+            let found = Note { path: wanted.path.clone(), id: head.id };
+            if note.is_some_and(|note| note.path != found.absolute()) {
+                found.write(journal_dir)?;
             }
             (disk, head)
         }
         (Some(wanted), before) => {
-            if let Some(((disk, _), _)) = before {
+            if let Some((disk, _)) = before {
                 // Nothing is in it: whoever comes across it may make it anew.
                 drop(disk);
                 Note::remove(journal_dir)?;
@@ -191,31 +182,13 @@ fn make(wanted: &Wanted, sources: usize, init: bool) -> anyhow::Result<(Disk, Lo
     disk.preallocate(if disk.is_device { 0 } else { SLOTS_OFFSET + u64::from(slots) * NVRAM_SLOT_BYTES })?;
     if disk.is_device {
         tracing::info!("NVRAM log {}: writing all of it once", wanted.path.display());
-        zero(&disk, 0..disk.size_bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64)?;
+        disk.zero(0..disk.size_bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64)?;
         disk.sync()?;
     }
     let id = random_id().context("no random number for the NVRAM log's identity")?;
     let head = LogHead { id, slot_bytes: NVRAM_SLOT_BYTES, slots };
     disk.store_block(&head.encode(), 0)?;
     Ok((disk, head))
-}
-
-/// Writes zeros; they aren't stable before a sync.
-fn zero(disk: &Disk, range: std::ops::Range<u64>) -> anyhow::Result<()> {
-    let piece = range.end.saturating_sub(range.start).min(1 << 20);
-    if piece == 0 {
-        return Ok(());
-    }
-    let memory = Memory::map(piece as usize).context("no memory for zeros")?;
-    // SAFETY: the mapping is new, and nobody else knows it.
-    let zeros = unsafe { memory.bytes(Place(0), piece as usize) };
-    let mut at = range.start;
-    while at < range.end {
-        let bytes = (range.end - at).min(piece);
-        disk.write(&zeros[..bytes as usize], at)?;
-        at += bytes;
-    }
-    Ok(())
 }
 
 impl Log {

@@ -26,8 +26,7 @@ fn place(journal_dir: &Path) -> PathBuf {
 impl Note {
     /// Whether that is where notes are.
     pub fn is_at(path: &Path, journal_dir: &Path) -> bool {
-        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let here = path.parent().is_some_and(|folder| real(folder) == real(journal_dir));
+        let here = path.parent().is_some_and(|folder| super::same(folder, journal_dir));
         here && path.file_name().is_some_and(|name| name == "nvram" || name == "nvram.new")
     }
 

@@ -98,7 +98,7 @@ pub fn restore(disk: &Disk, head: &LogHead, journal_dir: &Path, init: bool) -> a
     for part in logged::void(head.slot_bytes) {
         for (slot, _) in &used {
             let at = head.slot_offset(*slot);
-            super::zero(disk, at + part.start..at + part.end)?;
+            disk.zero(at + part.start..at + part.end)?;
         }
         disk.sync()?;
     }
