@@ -50,7 +50,9 @@ cp "$program" "$disk/nbd-mirror"
 
 echo "guest: Linux $(uname -r), $(nproc) CPUs, $(sed -n "s/MemTotal: *//p" /proc/meminfo), ready after $(cut -d" " -f1 /proc/uptime) s"
 export TMPDIR="$disk" NBD_MIRROR_BIN="$disk/nbd-mirror" NBD_MIRROR_VM_RESULTS="$results" RUST_BACKTRACE=1
-status=0
-"$disk/tests" --include-ignored --test-threads=1 --nocapture "$@" || status=$?
-dmesg >"$results/dmesg" || true
-echo "$status" >"$results/outcome"
+{
+	status=0
+	"$disk/tests" --include-ignored --test-threads=1 --nocapture "$@" || status=$?
+	dmesg >"$results/dmesg" || true
+	echo "$status" >"$results/outcome"
+} 2>&1 | tee "$results/output"

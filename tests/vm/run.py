@@ -7,6 +7,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,8 @@ BOOTS = [
 KILLED = ("nvdimm", "1G", "nvdimm::before_the_kill", "nvdimm::after_the_kill", 600)
 # Answered writes that the tests count before the kill, at least and at most.
 ANSWERED = (1500, 3000)
+# Of a test that failed, at the end, where it is found.
+SHOWN_LINES = 80
 
 
 def main():
@@ -43,7 +46,7 @@ def main():
         sys.exit("no kernel below target/vm/kernels: make vm-deps")
     only = os.environ.get("NBD_MIRROR_VM_KERNEL", "")
     chosen = [path.parent for path in kernels if only in path.parent.name]
-    failed = []
+    failed = {}
     for kernel in chosen:
         for name, memory, selection, limit_s in BOOTS:
             if wanted:
@@ -55,17 +58,29 @@ def main():
             outcome = boot(kernel, f"{name}: {memory} of memory", memory, results, [tests, program, *selection], limit_s, disk)
             disk.unlink()
             if outcome != "all passed":
-                failed.append(f"{kernel.name}, {name}")
-    if chosen and (not wanted or choose(KILLED[0], wanted)) and not killed_and_booted_again(chosen[-1], [tests, program]):
-        failed.append(f"{chosen[-1].name}, {KILLED[0]}")
+                failed[f"{kernel.name}, {name}"] = results
+    if chosen and (not wanted or choose(KILLED[0], wanted)):
+        results = fresh_results(chosen[-1], KILLED[0])
+        if not killed_and_booted_again(chosen[-1], [tests, program], results):
+            failed[f"{chosen[-1].name}, {KILLED[0]}"] = results
     if failed:
+        for results in failed.values():
+            print(f"\n---- what failed, of {results}/output:\n{what_failed(results)}", flush=True)
         sys.exit(f"VM tests failed: {'; '.join(failed)}; see {WORK}/results/")
 
 
-def killed_and_booted_again(kernel, command):
+def what_failed(results):
+    """The output of the tests that failed in a boot, or of the last one if the guest didn't get to its end."""
+    path = results / "output"
+    output = path.read_text(errors="replace") if path.exists() else ""
+    tests = re.split(r"^(?=test \S+ \.\.\. )", output, flags=re.MULTILINE)
+    ended = [test for test in tests if re.search(r"^(test \S+ \.\.\. )?FAILED$", test, flags=re.MULTILINE)]
+    return "\n".join("\n".join(test.splitlines()[:SHOWN_LINES]) for test in ended or tests[-1:])
+
+
+def killed_and_booted_again(kernel, command, results):
     """Whether the machine was killed in the middle of the first tests, and the second ones passed in the next boot."""
     name, memory, before, after, limit_s = KILLED
-    results = fresh_results(kernel, name)
     # The host's page cache outlives the emulator: what the guest wrote before the kill is there, flushed or not.
     disk = sparse_file("disk.img", int(DISK.removesuffix("G")) << 30)
     nvdimm = sparse_file("nvdimm.img", NVDIMM_BYTES)
