@@ -21,6 +21,8 @@ pub enum Bug {
     AcknowledgeUnsynced,
     /// What a destination drops stays in its journal file.
     KeepDropped,
+    /// The source doesn't ask for the boundaries at which its earlier runs ended, and takes any common one for the last.
+    ForgetRuns,
     /// The superblock is always written to the same place.
     OneSuperblock,
     /// The destination applies a fill before its journal file is stable.
@@ -65,7 +67,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 27] = [
+    pub const ALL: [Bug; 28] = [
         Bug::AnswerBeforePeer,
         Bug::SkipChecksum,
         Bug::ApplyOutOfOrder,
@@ -73,6 +75,7 @@ impl Bug {
         Bug::ReuseHalfEarly,
         Bug::AcknowledgeUnsynced,
         Bug::KeepDropped,
+        Bug::ForgetRuns,
         Bug::OneSuperblock,
         Bug::ApplyVolatile,
         Bug::CopyStale,

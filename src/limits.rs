@@ -10,10 +10,13 @@ pub const CHUNK_BYTES: usize = 128 << 10;
 pub const MAX_FRAME_PAYLOAD_BYTES: usize = 1 << 20;
 /// The largest frame with its header block, in bytes.
 pub const MAX_FRAME_BYTES: usize = BLOCK_BYTES + MAX_FRAME_PAYLOAD_BYTES;
-/// Frames that may be under way (not yet stored on both sides) at once. It bounds by how many frames two sides that crashed can differ.
+/// Frames that may be under way (not yet stored on both sides) at once. It bounds by how many frames two sides that crashed
+/// can differ with durability `always`; with `flush` a power cut can take any number from a cache.
 pub const MAX_FRAMES_IN_FLIGHT: usize = 16;
 /// The last frame boundaries that a destination names when a source connects.
 pub const MAX_BOUNDARIES: usize = 64;
+/// Of these, the newest that are named without a gap. The simulator's sides differ by fewer frames.
+pub const BOUNDARIES_IN_A_ROW: usize = if cfg!(feature = "canary") { 2 } else { MAX_BOUNDARIES / 2 };
 /// Volumes of one source.
 pub const MAX_VOLUMES: usize = 32;
 /// Longest name of a source or a volume, in bytes.
@@ -75,8 +78,8 @@ const _: () = {
     assert!(MAX_FRAME_PAYLOAD_BYTES >= CHUNK_BYTES);
     // A frame with its header always fits into an empty half.
     assert!(MAX_FRAME_BYTES as u64 <= MIN_HALF_BYTES);
-    // Whatever two crashed sides can differ by, the named boundaries reach back beyond it.
-    assert!(MAX_FRAMES_IN_FLIGHT < MAX_BOUNDARIES);
+    // Beside those that a source asks for, the few that are always named, and the newest.
+    assert!(MAX_KNOWN_MARKS + 4 < MAX_BOUNDARIES);
     // Whole requests wait for memory; so the largest must fit beside another.
     assert!(READ_MEMORY_BYTES >= 2 * MAX_REQUEST_BYTES);
     assert!(LIVE_READ_BYTES >= MAX_REQUEST_BYTES + 8 * CHUNK_BYTES);

@@ -284,8 +284,8 @@ fn rot_superblock(role: Role, mut disks: Vec<Disk>, pair: &Pair, cx: &mut Contex
     }
     let (right, found) = (recover(role, &shelf, &before), recover(role, &shelf, &after));
     if let (Ok(right), Ok(found)) = (right, found) {
-        // What isn't whole has nothing to lose.
-        let counts = role == Role::Source || after.whole;
+        // What isn't whole has nothing to lose; also where the older copy says that it was, before the order began anew.
+        let counts = role == Role::Source || (before.whole && after.whole);
         assert!(
             !counts || found.end.seq >= right.end.seq,
             "a rotten superblock takes records away, and nobody says so"

@@ -296,7 +296,7 @@ impl Pair {
             Event::ToSource => return self.deliver_to_source(cx),
             Event::Connect => {
                 let core = self.source.core.as_ref().expect("looked at before");
-                self.link.connect(core.superblock().clone(), &mut cx.rng);
+                self.link.connect(core.hello(), &mut cx.rng);
             }
             Event::Time => {
                 let policy = self.source.core.as_ref().map(|core| core.policy());

@@ -154,7 +154,8 @@ impl Destination {
 
     /// Drops what the source doesn't have: it was never answered. The dropped frames still follow the ones before them
     /// in the journal file; so that no recovery ever takes them for the continuation, the first one's header is erased
-    /// before anything else is stored.
+    /// before anything else is stored. The rest follow that frame only, which never comes again: the source resumes at the
+    /// last boundary that both have, and not before it.
     fn drop_after(
         &mut self,
         common: Mark,

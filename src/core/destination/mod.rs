@@ -46,7 +46,7 @@ use crate::format::frame::Record;
 use crate::format::ids::{Mark, Seq};
 use crate::format::superblock::{Phase, Staging, Superblock};
 use crate::format::wire::{Report, Verdict, Welcome};
-use crate::limits::MAX_BOUNDARIES;
+use crate::limits::{BOUNDARIES_IN_A_ROW, MAX_BOUNDARIES, MAX_KNOWN_MARKS};
 use live::Live;
 use meet::Settling;
 use nvram::Nvram;
@@ -286,20 +286,24 @@ impl Destination {
             base: self.base().unwrap_or_default(),
             fresh: self.fresh(),
             applied: ours.clean,
-            boundaries: self.some_boundaries(),
+            boundaries: self.some_boundaries(&hello.known),
             fork: None,
             reason: String::new(),
         })
     }
 
-    /// The newest boundaries, then ever fewer of the older ones, down to the applied one. With durability `always` the
-    /// two sides differ by a few frames at most; with `flush` a power cut can take many from a source's cache.
-    fn some_boundaries(&self) -> Vec<Mark> {
+    /// Those of the boundaries that the source asks for; then the newest, and ever fewer of the older ones, down to the
+    /// applied one.
+    fn some_boundaries(&self, asked: &[Mark]) -> Vec<Mark> {
         let (mut back, mut step) = (0, 1);
-        let mut marks = Vec::new();
+        let held = |mark: &&Mark| {
+            let at = self.boundaries.partition_point(|(ours, _)| ours.seq < mark.seq);
+            self.boundaries.get(at).is_some_and(|(ours, _)| ours == *mark)
+        };
+        let mut marks: Vec<Mark> = asked.iter().filter(held).take(MAX_KNOWN_MARKS).copied().collect();
         while back < self.boundaries.len() && marks.len() < MAX_BOUNDARIES - 4 {
             marks.push(self.boundaries[self.boundaries.len() - 1 - back].0);
-            if back >= MAX_BOUNDARIES / 2 {
+            if back >= BOUNDARIES_IN_A_ROW {
                 step *= 2;
             }
             back += step;

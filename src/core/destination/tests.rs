@@ -448,6 +448,22 @@ fn what_a_frame_calls_stable_on_both_sides_is_not_dropped() {
     assert_eq!(rig.core.stored(), second, "the third was never answered");
 }
 
+/// A run of the source may have ended anywhere in what a power cut left of its cache.
+#[test]
+fn a_welcome_names_what_the_source_asks_for_if_it_is_held() {
+    let mut rig = Rig::new();
+    let marks: Vec<Mark> = (0..60).map(|_| rig.stored(1)).collect();
+    rig.core.handle_disconnected();
+    let other = Mark { digest: Digest(99), ..marks[8] };
+    let asked = vec![Mark::default(), marks[2], marks[7], other, marks[59]];
+    assert!(!rig.core.welcome(&superblock(Role::Source)).unwrap().boundaries.contains(&marks[7]));
+    let hello = Superblock { known: asked.clone(), ..superblock(Role::Source) };
+    let named = rig.core.welcome(&hello).unwrap().boundaries;
+    let held: Vec<&Mark> = asked.iter().filter(|mark| named.contains(mark)).collect();
+    assert_eq!(held, [&Mark::default(), &marks[2], &marks[7], &marks[59]]);
+    assert!(named.is_sorted_by_key(|mark| mark.seq) && named.len() <= MAX_BOUNDARIES);
+}
+
 #[test]
 fn a_welcome_names_what_was_called_stable_however_far_back() {
     let mut rig = Rig::new();

@@ -46,7 +46,8 @@ fact! {
     /// What the destination holds, against the source's journal.
     Held, "it holds" {
         Nothing = "nothing",
-        Common = "a boundary in our journal",
+        Common = "the last boundary of our journal that it can have",
+        Vague = "a boundary in our journal, but perhaps a later one as well",
         Known = "a boundary that our dirty bitmap reaches back to",
         Older = "only what is older than either",
         Ahead = "only what is newer than our journal",
@@ -86,6 +87,7 @@ fact! {
         StayFenced = "fence this source for good",
         CloseOlder = "close: older epoch",
         CloseFenced = "close: fenced",
+        CloseVague = "close: parted, where isn't known",
         StartOver = "start over, copy all",
         Resume = "resume, nothing to copy",
         ResumeCopy = "resume, go on copying",
@@ -182,6 +184,7 @@ pub const TABLE: &[Row] = &[
         held: &[Held::Ahead],
         ..welcomed(PartedAhead, "it holds what this journal has lost: nobody may drop that unasked")
     },
+    Row { held: &[Held::Vague], ..welcomed(CloseVague, "it would drop what both may have called stable") },
     Row { held: &[Held::Forked], ..welcomed(PartedForked, "the same numbers stand for other records") },
     Row { applied: &[Applied::Other], ..common(PartedApplied, "an image can't take back what it holds") },
     Row {

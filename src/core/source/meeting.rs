@@ -3,19 +3,41 @@
 //! Within an epoch the source is the authority. On connecting, the destination names the last frames it holds; the
 //! newest that this source knows is the common one. Where its journal still reaches back to it, everything after it is
 //! sent again. Where it doesn't, but the dirty bitmap does, the order begins anew and a resync follows.
+//!
+//! The destination drops what it holds beyond the common frame, so that must be the last one that both have: what was
+//! answered as stable may be before it. Not all that it holds fits into a welcome. But the two part only where a crash took
+//! something from the source, which is where one of its runs ended; so the hello asks for those boundaries.
 
 use super::super::grains::Grains;
 use super::super::half::State;
+use super::super::recovery::Found;
 use super::super::recovery::welcome::{self as meeting, Action, Applied, Fence, Held, Here, There};
 use super::link::{First, LOST, Link};
 use super::{Effect, Source};
+use crate::canary::{Bug, sings};
 use crate::format::ids::{Mark, Seq};
+use crate::format::superblock::Superblock;
 use crate::format::wire::{Signal, Welcome};
+use crate::limits::MAX_KNOWN_MARKS;
 use std::cmp::Ordering;
 
 /// The remedy where the two have parted.
 const REMEDY: &str = "If this source's volumes are right, remove the destination's folder of this source, and everything \
                       is copied again";
+
+/// Where runs of this source ended, by the frames that a start has found: the newest of these boundaries.
+pub(super) fn ends_of_runs<'a>(frames: impl Iterator<Item = &'a Found>) -> Vec<Mark> {
+    let mut ends: Vec<(u64, Mark)> = Vec::new();
+    for Found { header, mark } in frames {
+        match ends.last_mut() {
+            Some((run, end)) if *run == header.incarnation => *end = *mark,
+            _ => ends.push((header.incarnation, *mark)),
+        }
+    }
+    // One more is the clean mark.
+    let newest = ends.len().saturating_sub(MAX_KNOWN_MARKS - 1);
+    ends.drain(newest..).map(|(_, end)| end).collect()
+}
 
 impl Source {
     /// Whether a destination's welcome may be handled now: not while a half is being called clean, for the destination
@@ -39,6 +61,8 @@ impl Source {
         // The journal says nothing of what was written past it: it is compared, as behind a boundary long gone.
         let (common, known) = if self.superblock.unwatched { (None, known.or(common)) } else { (common, known) };
         let newest = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
+        let last_common =
+            |mark: &Mark| *mark == newest || sings(Bug::ForgetRuns) || self.parts_at().any(|end| end == *mark);
         // Only some boundaries are remembered. A destination between two of them would have to drop what it may have been
         // told to be stable on both sides, and it refuses that, rightly; so it is compared as a whole.
         let known = known.filter(|mark| *mark == newest || newest.seq >= self.superblock.clean.seq);
@@ -52,7 +76,8 @@ impl Source {
             fence: if self.fenced() { Fence::Fenced } else { Fence::Free },
             held: match (common, known) {
                 _ if welcome.fresh => Held::Nothing,
-                (Some(_), _) => Held::Common,
+                (Some(common), _) if last_common(&common) => Held::Common,
+                (Some(_), _) => Held::Vague,
                 (None, Some(_)) => Held::Known,
                 (None, None) if newest.seq > self.last.seq => Held::Ahead,
                 (None, None) if newest.seq < self.superblock.clean.seq => Held::Older,
@@ -102,6 +127,11 @@ impl Source {
             Action::PartedForked => format!(
                 "the destination holds {newest}, which isn't in this source's journal ({reach}): the two have parted. {REMEDY}"
             ),
+            Action::CloseVague => format!(
+                "the destination holds {newest}, which isn't in this source's journal ({reach}), and where the two have \
+                 parted can't be told: this source was started more than {MAX_KNOWN_MARKS} times since, or the destination \
+                 is of a version that doesn't say. {REMEDY}"
+            ),
             Action::PartedApplied => format!(
                 "the destination applied {}, which this source never called complete ({reach}): the two have parted. \
                  {REMEDY}",
@@ -129,6 +159,18 @@ impl Source {
     }
 
     /// Whether a boundary is one that the journal reaches back to.
+    /// What this source says of itself. The boundaries that it asks for stand where its superblock has those beyond its
+    /// journal, which are its own affair.
+    pub fn hello(&self) -> Superblock {
+        Superblock { known: self.parts_at().collect(), ..self.superblock.clone() }
+    }
+
+    /// Boundaries at which a destination may have parted from this source.
+    fn parts_at(&self) -> impl Iterator<Item = Mark> {
+        let asked = if sings(Bug::ForgetRuns) { &[] } else { &self.ends[..] };
+        [self.superblock.clean].into_iter().chain(asked.iter().copied())
+    }
+
     fn knows(&self, mark: Mark) -> bool {
         let same = |ours: Mark| ours.seq == mark.seq && ours.digest == mark.digest;
         let live = self.halves.iter().filter(|half| half.state != State::Clean);

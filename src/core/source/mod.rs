@@ -182,6 +182,8 @@ pub struct Source {
     /// The fill whose apply makes the destination's copy whole.
     whole_from: Option<Fill>,
     hand_over: Option<HandOver>,
+    /// Where the runs before this one ended, as far as the journal told at the start; oldest first.
+    ends: Vec<Mark>,
     pace: Pace,
     clock: Clock,
     scratch: Box<Block>,
@@ -236,6 +238,7 @@ impl Source {
             copies: 0,
             whole_from: None,
             hand_over: None,
+            ends: Vec::new(),
             pace: Pace::default(),
             clock: Clock::new(&shape, &superblock),
             scratch: Box::new([0; crate::limits::BLOCK_BYTES]),
@@ -243,6 +246,7 @@ impl Source {
             superblock,
         };
         let end = recovered.end.seq;
+        source.ends = meeting::ends_of_runs(recovered.first.iter().chain(&recovered.second));
         for frames in [recovered.first, recovered.second] {
             source.adopt(frames, &mut places);
         }

@@ -10,6 +10,7 @@ use crate::limits::GRAIN_BYTES;
 
 mod apart;
 mod inherited;
+mod runs;
 mod word;
 
 const NOW: Duration = Duration::from_secs(100);

@@ -316,7 +316,7 @@ impl Engine {
     fn handle_command(&mut self, command: SourceCommand) {
         match command {
             SourceCommand::Client(socket, negotiated) => self.serve_client(socket, negotiated),
-            SourceCommand::Hello(answer) => drop(answer.send(self.core.superblock().clone())),
+            SourceCommand::Hello(answer) => drop(answer.send(self.core.hello())),
             SourceCommand::Peer(socket, welcome, lacks) => self.next_peer = Some((socket, welcome, lacks)),
             SourceCommand::HandOver(done) => match self.core.handle_hand_over() {
                 Ok(()) => {
