@@ -20,8 +20,8 @@ FIRST_SYNC_LIMIT_S = 300
 COMMAND_LIMIT_S = 300
 
 
-def serve_nbd_mirror(durability: str, environment: dict[str, str] | None = None):
-    """Both daemons with their defaults; only the durability and the environment are chosen."""
+def serve_nbd_mirror(durability: str, environment: dict[str, str] | None = None, nvram: bool = False):
+    """Both daemons with their defaults; only the durability, the environment and the shared log are chosen."""
     prefix = ["env", *(f"{key}={value}" for key, value in environment.items())] if environment else []
 
     @contextmanager
@@ -30,7 +30,8 @@ def serve_nbd_mirror(durability: str, environment: dict[str, str] | None = None)
         address = f"127.0.0.1:{free_port()}"
         nbd, source_admin, destination_admin = (place.socket(name) for name in ("nbd", "source", "destination"))
         destination = folder / "destination.toml"
-        destination.write_text(destination_config(address, folder / "journals", place.image, destination_admin))
+        log = folder / "nvram" if nvram else None
+        destination.write_text(destination_config(address, folder / "journals", place.image, destination_admin, log))
         source = folder / "source.toml"
         journal = folder / "source.journal"
         source.write_text(source_config(durability, address, journal, place.volume, nbd, source_admin))
@@ -79,12 +80,13 @@ socket = {quoted(admin)}
 """
 
 
-def destination_config(address: str, journals: Path, image: Path, admin: Path) -> str:
+def destination_config(address: str, journals: Path, image: Path, admin: Path, nvram: Path | None = None) -> str:
     """destination.toml."""
+    log = f"nvram = {quoted(nvram)}\n" if nvram else ""
     return f"""\
 listen = "{address}"
 journal_dir = {quoted(journals)}
-[[source]]
+{log}[[source]]
 name = "{NAME}"
 [[source.volume]]
 name = "{EXPORT}"

@@ -25,9 +25,10 @@ def nbd_mirror(name: str, **settings) -> System:
 
 WRITTEN = nbd_mirror("nbd-mirror")
 MAPPED = nbd_mirror("nbd-mirror, journals mapped", environment=ASSUME_PMEM)
+LOGGED = nbd_mirror("nbd-mirror, mapped, shared log", environment=ASSUME_PMEM, nvram=True)
 PING_PONG = System("ping-pong", "floor", True, ("pingpong",), (WRITE_1,), serve_pingpong)
 
-OURS = (WRITTEN, MAPPED)
+OURS = (WRITTEN, MAPPED, LOGGED)
 ON_MEMORY = Part(
     "memory",
     systems=(*OURS, PING_PONG, NBDKIT, MIRROR, QUORUM),

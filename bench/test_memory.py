@@ -10,7 +10,7 @@ import pingpong
 import report
 from jobs import WRITE_1, WRITE_32
 from measure import Sample, measure_job
-from on_memory import MAPPED, MIRROR, NBDKIT, ON_MEMORY, PING_PONG, WRITTEN
+from on_memory import LOGGED, MAPPED, MIRROR, NBDKIT, ON_MEMORY, PING_PONG, WRITTEN
 from results import Results
 from run import choose_systems, parse_options
 from service import Service
@@ -58,7 +58,7 @@ class Part(unittest.TestCase):
         self.assertIn("nbd-mirror, journals mapped", markdown)
 
     def test_a_complete_run_has_each_job_of_each_system(self):
-        self.assertEqual(ON_MEMORY.samples(rounds=3), 3 * (5 * 3 + 1))
+        self.assertEqual(ON_MEMORY.samples(rounds=3), 3 * (6 * 3 + 1))
 
     def test_it_is_part_of_a_run_unless_something_is_picked(self):
         def parts(*line):
@@ -70,7 +70,7 @@ class Part(unittest.TestCase):
         self.assertEqual(parts("--resync-only"), [])
         picked = parse_options(["--memory-only", "--only", "nbd-mirror, "])
         self.assertEqual((picked.parts, picked.resync), ([ON_MEMORY], False))
-        self.assertEqual(choose_systems(picked, ON_MEMORY), [MAPPED])
+        self.assertEqual(choose_systems(picked, ON_MEMORY), [MAPPED, LOGGED])
 
 
 class Room(unittest.TestCase):

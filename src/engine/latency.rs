@@ -3,6 +3,7 @@
 use super::disk::{Disk, DiskError};
 use super::memory::Memory;
 use super::ring::Ring;
+use super::store::Store;
 use crate::core::Place;
 use crate::format::superblock::Superblock;
 use crate::limits::BLOCK_BYTES;
@@ -52,11 +53,12 @@ pub fn of_superblock(disk: &Disk, superblock: &Superblock) -> anyhow::Result<Lat
     rewrite(disk, &memory, older)
 }
 
-/// Measures on a file of [`FILE_BYTES`] that is made in this folder, and removed again.
+/// Measures on a file of [`FILE_BYTES`] that is made in this folder, and removed again. Tells its path, and how it was
+/// written.
 ///
 /// # Errors
 /// The file can't be made, written or removed.
-pub fn of_new_file(folder: &Path) -> anyhow::Result<(Latency, PathBuf)> {
+pub fn of_new_file(folder: &Path) -> anyhow::Result<(Latency, PathBuf, Store)> {
     let path = folder.join(format!(".nbd-mirror-check-{}", std::process::id()));
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
     made.with_context(|| format!("{} can't be made, to measure how fast it is written", path.display()))?;
@@ -64,11 +66,14 @@ pub fn of_new_file(folder: &Path) -> anyhow::Result<(Latency, PathBuf)> {
         let mut disk = Disk::open_now("file", &path)?;
         disk.preallocate(FILE_BYTES)?;
         disk.choose_way();
-        rewrite(&disk, &Arc::new(Memory::map(BLOCK_BYTES).context("no memory for a block")?), 0)
+        disk.map_persistent(FILE_BYTES);
+        let latency = rewrite(&disk, &Arc::new(Memory::map(BLOCK_BYTES).context("no memory for a block")?), 0)?;
+        Ok((latency, disk.how_stored()))
     };
-    let measured = measured();
+    let measured: anyhow::Result<(Latency, Store)> = measured();
     std::fs::remove_file(&path).with_context(|| format!("{} can't be removed", path.display()))?;
-    Ok((measured?, path))
+    let (latency, store) = measured?;
+    Ok((latency, path, store))
 }
 
 /// Writes the block that is in memory to its place, again and again.
@@ -92,6 +97,7 @@ fn rewrite(disk: &Disk, memory: &Arc<Memory>, offset: u64) -> anyhow::Result<Lat
 
 #[cfg(test)]
 mod tests {
+    use super::super::store::How;
     use super::*;
     use crate::format::ids::{Epoch, Id};
     use crate::format::superblock::{Role, Volume};
@@ -124,9 +130,9 @@ mod tests {
     #[test]
     fn a_file_that_is_made_is_removed() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (latency, path) = of_new_file(folder.path()).expect("measures");
+        let (latency, path, store) = of_new_file(folder.path()).expect("measures");
         assert!(latency.writes >= WRITES.start, "{latency:?}");
-        assert_eq!(path.parent(), Some(folder.path()));
+        assert_eq!((path.parent(), store.how), (Some(folder.path()), How::Dsync));
         assert_eq!(std::fs::read_dir(folder.path()).expect("reads").count(), 0);
         of_new_file(&folder.path().join("nowhere")).expect_err("no such folder");
     }

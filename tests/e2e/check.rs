@@ -52,6 +52,58 @@ fn listing(folder: &Path) -> Vec<(String, u64)> {
 }
 
 #[test]
+fn a_shared_log_is_looked_at_before_and_after_it_is_made() {
+    let mut plan = Plan::new(&[8 * MIB]);
+    plan.destination.nvram = Some(plan.path("log"));
+    let log_of = |report: &Value| report["files"][0].clone();
+    let report = check_destination(&plan.destination, 8);
+    let log = log_of(&report);
+    assert_eq!((&log["part"], &log["exists"]), (&"NVRAM log".into(), &false.into()), "{report:#}");
+    assert!(log["store"]["why"].as_str().unwrap().contains("no persistent memory"), "as it was measured: {report:#}");
+    let shares =
+        |report: &Value| report["warnings"].to_string().contains("the NVRAM log and the journal files of source");
+    assert!(shares(&report), "{report:#}");
+    assert_eq!(report["latency"]["made_bytes"], MIB, "{report:#}");
+    let mut mirror = plan.start();
+    mirror.source.wait_for_first_copy();
+    let report = check_destination(&mirror.plan.destination, 8);
+    assert_eq!((&report["running"], &log_of(&report)["in_use"]), (&true.into(), &true.into()), "{report:#}");
+    let said = mirror.destination.status()["nvram"]["store"].clone();
+    assert_eq!(log_of(&report)["store"], said, "as the daemon says it: {report:#}");
+    assert_eq!(report["errors"], serde_json::json!([]), "{report:#}");
+    mirror.destination.stop(Signal::SIGTERM);
+    let report = check_destination(&mirror.plan.destination, 8);
+    assert_eq!((&log_of(&report)["in_use"], &log_of(&report)["exists"]), (&false.into(), &true.into()), "{report:#}");
+    assert!(log_of(&report)["size_bytes"].as_u64() > Some(60 * MIB), "{report:#}");
+    assert_says(
+        &verb(&["check", "--config", mirror.plan.destination.write().to_str().unwrap()]).stdout,
+        &["nvram", "/log"],
+    );
+}
+
+/// What is on it isn't written to, and of a large one no more is used than was asked for.
+#[test]
+fn a_shared_log_on_a_device_is_not_measured() {
+    if !root_or_skip("loop devices") {
+        return;
+    }
+    let mut plan = Plan::new(&[8 * MIB]);
+    create_file(&plan.path("small"), 8 * MIB);
+    create_file(&plan.path("large"), 256 * MIB);
+    let (small, large) = (LoopDevice::attach(&plan.path("small")), LoopDevice::attach(&plan.path("large")));
+    plan.destination.nvram = Some(small.path.clone());
+    assert_says(&errors(&check_destination(&plan.destination, 1)), &["too small", "1 sources need at least"]);
+    plan.destination.nvram = Some(large.path.clone());
+    let report = check_destination(&plan.destination, 8);
+    assert_says(report["latency"]["why_not"].as_str().unwrap(), &["device"]);
+    assert_eq!(report["files"][0]["size_bytes"], 256 * MIB, "{report:#}");
+    let mirror = plan.start();
+    mirror.source.wait_for_first_copy();
+    let log = mirror.destination.status()["nvram"].clone();
+    assert_eq!(log["size_bytes"], 60 * MIB + (64 << 10), "nvram_size: {log:#}");
+}
+
+#[test]
 fn before_the_first_start_it_measures_beside_and_leaves_nothing() {
     let plan = Plan::new(&[8 * MIB]);
     let (source, destination) = (plan.source.write(), plan.destination.write());

@@ -36,6 +36,8 @@ impl Mounted {
         assert_in_guest();
         let log = KernelLog::from_now();
         let mut plan = Plan::new(&[96 * MIB]);
+        // Longer than any pause that an emulated machine makes by itself.
+        plan.source.timeout = "30s".to_owned();
         prepare(&mut plan);
         let mirror = plan.start();
         mirror.source.wait_for_first_copy();
@@ -44,6 +46,7 @@ impl Mounted {
         let ext4 = Ext4::make(&agent.device, &mirror.plan.path("mnt"));
         let records = Records::start(&ext4.path.join("records"));
         records.wait_for(RECORDS, HANG);
+        mirror.source.wait_for_state("mirroring");
         Mounted { records, ext4, agent, mirror, log }
     }
 

@@ -50,6 +50,8 @@ cp "$program" "$disk/nbd-mirror"
 
 echo "guest: Linux $(uname -r), $(nproc) CPUs, $(sed -n "s/MemTotal: *//p" /proc/meminfo), ready after $(cut -d" " -f1 /proc/uptime) s"
 export TMPDIR="$disk" NBD_MIRROR_BIN="$disk/nbd-mirror" NBD_MIRROR_VM_RESULTS="$results" RUST_BACKTRACE=1
+# It is emulated, on a host that may have other work.
+export NBD_MIRROR_TEST_PATIENCE=4
 {
 	status=0
 	"$disk/tests" --include-ignored --test-threads=1 --nocapture "$@" || status=$?

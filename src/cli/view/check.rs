@@ -45,6 +45,7 @@ fn file(out: &mut Lines, file: &Value) {
     let (label, title) = match word(file, "part") {
         "volume" => ("volume", format!("{} on ", word(file, "name"))),
         "image" => ("image", format!("{} on ", word(file, "name"))),
+        "NVRAM log" => ("nvram", String::new()),
         _ => ("journal", String::new()),
     };
     let on = match (file["file_system"].as_str(), file["device"].as_str()) {

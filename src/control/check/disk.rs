@@ -16,6 +16,8 @@ pub(super) enum Part {
     Journal,
     /// The folder of one source at its destination.
     JournalFiles,
+    /// The log that all sources of a destination share.
+    NvramLog,
     Volume,
     Image,
 }
@@ -25,6 +27,7 @@ impl Part {
         match self {
             Part::Journal => "journal",
             Part::JournalFiles => "journal files",
+            Part::NvramLog => "NVRAM log",
             Part::Volume => "volume",
             Part::Image => "image",
         }
@@ -32,7 +35,7 @@ impl Part {
 
     /// Whether each record is written to it at once.
     pub(super) fn is_log(self) -> bool {
-        matches!(self, Part::Journal | Part::JournalFiles)
+        matches!(self, Part::Journal | Part::JournalFiles | Part::NvramLog)
     }
 }
 
@@ -52,6 +55,8 @@ pub(super) struct Looked {
     pub(super) ours: bool,
     /// Its size, where it could be opened; of a journal, what is used of it.
     pub(super) bytes: Option<u64>,
+    /// How it is written, as `status` says it, where more is known than the ground tells.
+    pub(super) store: Option<Value>,
 }
 
 impl Looked {
@@ -73,6 +78,7 @@ impl Looked {
             in_use: false,
             ours: false,
             bytes: None,
+            store: None,
         }
     }
 
@@ -81,6 +87,7 @@ impl Looked {
         match self.part {
             Part::Journal => "the journal".to_owned(),
             Part::JournalFiles => format!("the journal files of source {}", self.name),
+            Part::NvramLog => "the NVRAM log".to_owned(),
             Part::Volume | Part::Image => format!("{} {}", self.part.word(), self.name),
         }
     }
@@ -89,7 +96,7 @@ impl Looked {
         let ground = self.ground.as_ref();
         let device = ground.and_then(|ground| ground.device.as_ref().ok());
         let store = if self.part.is_log() {
-            ground.map(Ground::store).as_ref().map(status::store)
+            self.store.clone().or_else(|| ground.map(Ground::store).as_ref().map(status::store))
         } else {
             Some(json!({ "how": "sync", "why": "each half is written, then synced" }))
         };

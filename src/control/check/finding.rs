@@ -132,6 +132,26 @@ pub(super) fn sharing(findings: &mut Findings, looked: &[Looked]) {
     }
 }
 
+/// A log gains nothing on the disk of what it is to be faster than.
+pub(super) fn log_sharing(findings: &mut Findings, log: &Looked, others: &[Looked]) {
+    let Some(ours) = &log.ground else { return };
+    for other in others.iter().filter(|other| other.part == Part::JournalFiles) {
+        let Some(shared) = other.ground.as_ref().and_then(|theirs| ours.shared(theirs)) else { continue };
+        let (what, on) = match shared {
+            Shared::FileSystem => ("same_file_system", "on one file system".to_owned()),
+            Shared::Disks(disks) => ("same_disk", format!("both on {}", disks.join(", "))),
+        };
+        findings.warn(
+            what,
+            format!(
+                "the NVRAM log and {} are {on}: each frame is written to it twice, and nothing is faster",
+                other.words()
+            ),
+            "put the log on non-volatile memory, or leave it out",
+        );
+    }
+}
+
 /// What goes over a network can be read and written by whoever is in between.
 pub(super) fn network(findings: &mut Findings, what: &str, address: &HostPort, local: bool) {
     if !local {
@@ -210,6 +230,23 @@ mod tests {
             let mut findings = Findings::default();
             sharing(&mut findings, &all);
             assert_eq!(kinds(&findings), expected, "{all:?}");
+        }
+    }
+
+    #[test]
+    fn a_log_wants_another_disk_than_the_journal_files() {
+        let ext4 = Some(("ext4", Home::Here));
+        let log = |name: &str, number| looked(Part::NvramLog, "", ground(number, ext4, Ok(name)));
+        let others = [
+            looked(Part::JournalFiles, "alpha", ground(1, ext4, Ok("sda"))),
+            looked(Part::Image, "vol0", ground(2, ext4, Ok("sdb"))),
+        ];
+        for (log, expected) in
+            [(log("sda", 1), vec!["same_file_system"]), (log("sda", 3), vec!["same_disk"]), (log("pmem0", 3), vec![])]
+        {
+            let mut findings = Findings::default();
+            log_sharing(&mut findings, &log, &others);
+            assert_eq!(kinds(&findings), expected, "{log:?}");
         }
     }
 

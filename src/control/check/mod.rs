@@ -10,10 +10,12 @@ mod peer;
 
 use super::admin::{self, CallError, Request};
 use super::config::{Config, DestinationConfig, HostPort, ListenAddress, NbdConfig, SourceConfig};
-use super::{listen, source};
+use super::{listen, source, status};
 use crate::engine::destination::Folder;
 use crate::engine::latency::{self, FILE_BYTES, Latency};
+use crate::engine::nvram;
 use crate::engine::source::{self as engine, Volume, journal_bytes};
+use crate::limits::BLOCK_BYTES;
 use disk::{Looked, Opened, Part};
 use finding::Findings;
 use serde_json::{Value, json};
@@ -115,7 +117,7 @@ impl Check {
                     .error(&anyhow::anyhow!("the journal {} can't be made: {folder} isn't a folder", path.display()));
                 Err("there is no folder to measure in".to_owned())
             } else {
-                self.measure_beside(path.parent().unwrap_or(Path::new(".")))
+                self.measure_beside(&mut journal, path.parent().unwrap_or(Path::new(".")))
             }
         } else if volumes.len() < config.volumes.len() {
             // Whether it fits the volumes can't be said without them; whether somebody has it can.
@@ -124,22 +126,26 @@ impl Check {
         } else {
             let found = source::plan(config, volumes, false).and_then(|plan| engine::look(&plan));
             match found {
-                Ok((disk, Some(superblock))) => {
-                    journal.ours = true;
-                    let sizes = superblock.sizes();
-                    journal.bytes = Some(journal_bytes(superblock.half_bytes, &sizes, superblock.grain_bytes));
+                Ok((mut disk, Some(superblock))) => {
+                    let bytes = journal_bytes(superblock.half_bytes, &superblock.sizes(), superblock.grain_bytes);
+                    disk.map_persistent(bytes);
+                    (journal.ours, journal.bytes) = (true, Some(bytes));
+                    journal.store = Some(status::store(&disk.how_stored()));
                     self.measured(latency::of_superblock(&disk, &superblock), path, None)
                 }
                 Ok((disk, None)) if disk.is_device => {
                     Err("it is made at the first start; a device is measured then".into())
                 }
-                Ok((_, None)) => self.measure_beside(path.parent().unwrap_or(Path::new("."))),
+                Ok((_, None)) => self.measure_beside(&mut journal, path.parent().unwrap_or(Path::new("."))),
                 Err(error) => Err(self.missed(&mut journal, &error)),
             }
         };
         self.report["latency"] = or_why(measured);
         // One that a daemon has is its own.
-        journal.ours |= self.running.is_some();
+        if let Some(status) = &self.running {
+            journal.ours = true;
+            journal.store = said(&status["journal"]["store"]);
+        }
         self.findings.sparse(&journal, std::slice::from_ref(path));
         Ok(journal)
     }
@@ -152,15 +158,20 @@ impl Check {
     async fn destination_asked(&mut self, config: &DestinationConfig) -> anyhow::Result<()> {
         self.report["role"] = "destination".into();
         let mut looked = Vec::new();
+        // An answer waits for the log, if there is one.
+        let log = config.nvram.as_ref().map(|path| self.log(path, config));
+        let (log, on_log) = log.unzip();
         let mut measured = Err(None);
         for source in &config.sources {
             let folder = config.journal_dir.join(&source.name);
             let mut journals = Looked::at(Part::JournalFiles, &source.name, &folder);
             self.findings.ground(&journals);
             match Folder::look(&folder, &source.name) {
-                Ok(Some((disk, superblock))) => {
+                Ok(Some((mut disk, superblock))) => {
                     journals.ours = true;
-                    if measured.is_err() {
+                    disk.map_persistent(disk.size_bytes);
+                    journals.store = Some(status::store(&disk.how_stored()));
+                    if measured.is_err() && on_log.is_none() {
                         let outcome = latency::of_superblock(&disk, &superblock);
                         measured = self.measured(outcome, disk.path(), None).map_err(Some);
                     }
@@ -171,7 +182,12 @@ impl Check {
                     measured = measured.map_err(|before| before.or(Some(why)));
                 }
             }
-            journals.ours |= self.running.is_some();
+            if let Some(status) = &self.running {
+                journals.ours = true;
+                let sources = status["sources"].as_array().into_iter().flatten();
+                let of_it = sources.filter(|one| one["name"] == source.name.as_str());
+                journals.store = of_it.filter_map(|one| said(&one["journal"]["store"])).next();
+            }
             let mut files = Folder::journal_files(&folder).to_vec();
             files.push(Folder::promoted_journal(&folder));
             self.findings.sparse(&journals, &files);
@@ -182,18 +198,60 @@ impl Check {
             finding::sharing(&mut self.findings, &group);
             looked.append(&mut group);
         }
-        // Nothing was received yet, and nobody has anything.
-        let measured = measured.or_else(|why| match why {
-            Some(why) => Err(why),
-            None => self.measure_beside(&disk::nearest(&config.journal_dir)),
+        let measured = on_log.unwrap_or_else(|| match (measured, looked.first_mut()) {
+            // Nothing was received yet, and nobody has anything.
+            (Err(None), Some(journals)) => self.measure_beside(journals, &disk::nearest(&config.journal_dir)),
+            (measured, _) => measured.map_err(Option::unwrap_or_default),
         });
         self.report["latency"] = or_why(measured);
+        if let Some(log) = log {
+            finding::log_sharing(&mut self.findings, &log, &looked);
+            looked.insert(0, log);
+        }
         self.show(&looked);
         let address = &config.listen;
         finding::network(&mut self.findings, "replication at", address, peer::is_local(address).await);
         let metrics = config.metrics.as_ref().map(|metrics| &metrics.listen);
         self.listens(&[&config.listen], config.nbd.as_ref(), metrics, &config.admin.socket).await;
         Ok(())
+    }
+
+    /// Looks at the log that all sources share, and measures where it is.
+    fn log(&mut self, path: &Path, config: &DestinationConfig) -> (Looked, Result<Value, String>) {
+        let mut log = Looked::at(Part::NvramLog, "", path);
+        self.findings.ground(&log);
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut is_device = false;
+        if log.exists {
+            match disk::open(Part::NvramLog, path) {
+                Opened::Free(disk) => {
+                    is_device = disk.is_device;
+                    log.bytes = Some(disk.size_bytes);
+                    log.ours =
+                        disk.first_blocks(2 * BLOCK_BYTES as u64).is_ok_and(|(blocks, _)| nvram::is_log(&blocks[0]));
+                }
+                Opened::Not(error) => {
+                    let why = self.missed(&mut log, &error);
+                    log.store = self.running.as_ref().and_then(|status| said(&status["nvram"]["store"]));
+                    return (log, Err(why));
+                }
+            }
+        }
+        let (has, needs) = (log.bytes.filter(|_| is_device), nvram::needed_bytes(config.sources.len()));
+        if has.unwrap_or(config.nvram_size_bytes).min(config.nvram_size_bytes) < needs {
+            let path = path.display();
+            self.findings.error(&anyhow::anyhow!(
+                "the NVRAM log {path} is too small: {} sources need at least {needs} bytes (nvram_size)",
+                config.sources.len()
+            ));
+        }
+        self.findings.sparse(&log, std::slice::from_ref(&log.path.clone()));
+        let measured = if is_device {
+            Err("what is on a device isn't written to".to_owned())
+        } else {
+            self.measure_beside(&mut log, folder)
+        };
+        (log, measured)
     }
 
     /// Opens what has to be there, as a daemon does.
@@ -224,10 +282,13 @@ impl Check {
     }
 
     /// Measures on a file that is made for that, and removed.
-    fn measure_beside(&mut self, folder: &Path) -> Result<Value, String> {
+    fn measure_beside(&mut self, looked: &mut Looked, folder: &Path) -> Result<Value, String> {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         match latency::of_new_file(folder) {
-            Ok((latency, path)) => self.measured(Ok(latency), &path, Some(FILE_BYTES)),
+            Ok((latency, path, store)) => {
+                looked.store = Some(status::store(&store));
+                self.measured(Ok(latency), &path, Some(FILE_BYTES))
+            }
             Err(error) => self.measured(Err(error), folder, None),
         }
     }
@@ -266,6 +327,11 @@ impl Check {
         }
         self.report["listens"] = shown.into();
     }
+}
+
+/// What a running daemon says, if it says it.
+fn said(value: &Value) -> Option<Value> {
+    (!value.is_null()).then(|| value.clone())
 }
 
 fn micros(time: std::time::Duration) -> u64 {

@@ -33,7 +33,7 @@ pub struct DestinationConfig {
     /// faster than the journal files'.
     #[serde(default, deserialize_with = "values::optional_path")]
     pub nvram: Option<PathBuf>,
-    /// Key `nvram_size`: size of the log where it is a file, in bytes; at least [`MIN_NVRAM_BYTES`]. Of a device all is used.
+    /// Key `nvram_size`: size of the log, in bytes; at least [`MIN_NVRAM_BYTES`]. A smaller device is used whole.
     #[serde(rename = "nvram_size", default = "default_nvram_bytes", deserialize_with = "values::size_bytes")]
     pub nvram_size_bytes: u64,
     /// Sections `[[source]]`, at least one.

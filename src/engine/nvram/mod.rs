@@ -13,8 +13,9 @@ mod restore;
 
 use super::disk::{Disk, random_id};
 use super::ring::Target;
+use crate::format::block::Block;
 use crate::format::nvram::{LogHead, SLOTS_OFFSET};
-use crate::limits::{BLOCK_BYTES, NVRAM_SLOT_BYTES};
+use crate::limits::NVRAM_SLOT_BYTES;
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, Sender};
 use note::Note;
@@ -48,7 +49,7 @@ impl FreeList {
 pub struct Wanted {
     /// A file or block device.
     pub path: PathBuf,
-    /// How large a file is to be, in bytes.
+    /// How large a file is to be, in bytes, and how much of a device is used at the most.
     pub size_bytes: u64,
 }
 
@@ -140,22 +141,35 @@ fn same(one: &Path, other: &Path) -> bool {
 }
 
 fn fits(disk: &Disk, head: &LogHead, wanted: &Wanted) -> bool {
-    let bytes = if disk.is_device { disk.size_bytes } else { wanted.size_bytes };
-    head.slot_bytes == NVRAM_SLOT_BYTES && head.slots == slots(bytes)
+    head.slot_bytes == NVRAM_SLOT_BYTES && head.slots == wanted.slots(disk)
 }
 
-fn slots(bytes: u64) -> u32 {
-    u32::try_from(bytes.saturating_sub(SLOTS_OFFSET) / NVRAM_SLOT_BYTES).unwrap_or(u32::MAX)
+impl Wanted {
+    /// How many slots a log on this disk has.
+    fn slots(&self, disk: &Disk) -> u32 {
+        let bytes = if disk.is_device { self.size_bytes.min(disk.size_bytes) } else { self.size_bytes };
+        u32::try_from(bytes.saturating_sub(SLOTS_OFFSET) / NVRAM_SLOT_BYTES).unwrap_or(u32::MAX)
+    }
 }
 
 /// How many slots each source has for itself: one that takes frames, and one in reserve, at least.
 fn own_slots(disk: &Disk, slots: u32, sources: usize) -> anyhow::Result<u32> {
     let own = (slots / 2).checked_div(sources as u32).unwrap_or(0);
     if own < 2 {
-        let needed = SLOTS_OFFSET + 4 * sources as u64 * NVRAM_SLOT_BYTES;
+        let needed = needed_bytes(sources);
         bail!(disk.error(&format!("is too small: {sources} sources need at least {needed} bytes (nvram_size)")));
     }
     Ok(own)
+}
+
+/// How large a log for so many sources is at least, in bytes.
+pub fn needed_bytes(sources: usize) -> u64 {
+    SLOTS_OFFSET + 4 * sources as u64 * NVRAM_SLOT_BYTES
+}
+
+/// Whether a block says that this is a log.
+pub fn is_log(first: &Block) -> bool {
+    LogHead::decode(first).is_ok()
 }
 
 /// Makes a new log, each byte of it written.
@@ -177,13 +191,15 @@ fn make(wanted: &Wanted, sources: usize, init: bool) -> anyhow::Result<(Disk, Lo
         ))),
         Err(_) => {}
     }
-    let slots = slots(if disk.is_device { disk.size_bytes } else { wanted.size_bytes });
+    let slots = wanted.slots(&disk);
     own_slots(&disk, slots, sources)?;
-    disk.preallocate(if disk.is_device { 0 } else { SLOTS_OFFSET + u64::from(slots) * NVRAM_SLOT_BYTES })?;
+    let bytes = SLOTS_OFFSET + u64::from(slots) * NVRAM_SLOT_BYTES;
     if disk.is_device {
-        tracing::info!("NVRAM log {}: writing all of it once", wanted.path.display());
-        disk.zero(0..disk.size_bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64)?;
+        tracing::info!("NVRAM log {}: writing all {bytes} bytes of it once", wanted.path.display());
+        disk.zero(0..bytes)?;
         disk.sync()?;
+    } else {
+        disk.preallocate(bytes)?;
     }
     let id = random_id().context("no random number for the NVRAM log's identity")?;
     let head = LogHead { id, slot_bytes: NVRAM_SLOT_BYTES, slots };

@@ -8,6 +8,7 @@ use crate::format::frame::{Header, Kind, Record};
 use crate::format::ids::{Epoch, Fill, Id, Mark, Seq};
 use crate::format::nvram::SlotHead;
 use crate::format::superblock::{Role, Superblock, Volume};
+use crate::limits::BLOCK_BYTES;
 use crate::limits::{MIN_HALF_BYTES, MIN_NVRAM_BYTES};
 use std::os::unix::fs::FileExt as _;
 

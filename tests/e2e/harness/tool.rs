@@ -6,6 +6,8 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::wait::patience;
+
 /// The Debian package that a tool comes from.
 fn package(tool: &str) -> &'static str {
     match tool {
@@ -76,7 +78,7 @@ pub fn output_within(mut command: Command, limit: Duration) -> Output {
 
 /// Waits for a child's end, or `None` when it outlasts `limit`.
 pub fn wait_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), limit * patience());
     loop {
         if let Some(status) = child.try_wait().expect("wait for a child process") {
             return Some(status);
