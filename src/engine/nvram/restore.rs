@@ -55,17 +55,21 @@ pub fn restore(disk: &Disk, head: &LogHead, journal_dir: &Path, init: bool) -> a
     if used.is_empty() {
         return Ok(());
     }
-    let mut sources = folders(journal_dir, init)?;
+    let (mut sources, unreadable) = folders(journal_dir)?;
     let memory = Memory::map(head.slot_bytes as usize).context("no memory to read the NVRAM log")?;
     let mut moved_bytes = 0;
     for (slot, slot_head) in used.iter().filter_map(|(slot, head)| Some((*slot, (*head)?))) {
         let Some(files) = sources.iter_mut().find(|files| files.superblock.source == slot_head.source) else {
             let what = format!("slot {slot} holds frames of source {}, which has no folder here", slot_head.source);
-            if !init {
-                bail!(disk.error(&format!("{what}. Give its folder back, or give --init to give these frames up")));
+            if init {
+                tracing::warn!("NVRAM log {}: {what}; they are given up", disk.path().display());
+                continue;
             }
-            tracing::warn!("NVRAM log {}: {what}; they are given up", disk.path().display());
-            continue;
+            let what = match &unreadable {
+                Some(error) => format!("{what} that can be read: {error:#}"),
+                None => what,
+            };
+            bail!(disk.error(&format!("{what}. Give its folder back, or give --init to give these frames up")));
         };
         if files.superblock.promoted {
             // From a promote on all that counts is in the journal files.
@@ -109,24 +113,22 @@ pub fn restore(disk: &Disk, head: &LogHead, journal_dir: &Path, init: bool) -> a
     Ok(())
 }
 
-/// All folders of sources, as their states say. One that bears another name is somebody's copy. `init`: those whose state
-/// can't be read don't count.
-fn folders(journal_dir: &Path, init: bool) -> anyhow::Result<Vec<Files>> {
-    let mut found = Vec::new();
+/// All folders of sources, as their states say, and what is wrong with one whose state can't be read. That one's source
+/// fails by itself; others needn't wait for it. One that bears another name is somebody's copy.
+fn folders(journal_dir: &Path) -> anyhow::Result<(Vec<Files>, Option<anyhow::Error>)> {
+    let (mut found, mut wrong) = (Vec::new(), None);
     let unreadable = || format!("the folder {} can't be read", journal_dir.display());
     for entry in std::fs::read_dir(journal_dir).with_context(unreadable)? {
         let path = entry.with_context(unreadable)?.path();
-        let state = match Folder::state(&path) {
-            Err(error) if init => {
-                tracing::warn!("{error:#}; it doesn't count");
-                None
-            }
-            state => state?,
-        };
+        let state = Folder::state(&path).unwrap_or_else(|error| {
+            tracing::warn!("NVRAM log: {error:#}");
+            wrong = Some(error);
+            None
+        });
         if let Some(superblock) = state.filter(|state| path.file_name().is_some_and(|name| name == state.name.as_str()))
         {
             found.push(Files { superblock, paths: Folder::journal_files(&path), open: [None, None] });
         }
     }
-    Ok(found)
+    Ok((found, wrong))
 }

@@ -8,8 +8,7 @@ use crate::format::frame::{Header, Kind, Record};
 use crate::format::ids::{Epoch, Fill, Id, Mark, Seq};
 use crate::format::nvram::SlotHead;
 use crate::format::superblock::{Role, Superblock, Volume};
-use crate::limits::BLOCK_BYTES;
-use crate::limits::{MIN_HALF_BYTES, MIN_NVRAM_BYTES};
+use crate::limits::{BLOCK_BYTES, MIN_HALF_BYTES, MIN_NVRAM_BYTES};
 use std::os::unix::fs::FileExt as _;
 
 const SOURCE: Id = Id([1; 16]);
@@ -222,6 +221,30 @@ fn what_is_missing_or_of_others_is_refused_with_the_remedy() {
     drop(log);
     let note = std::fs::read_to_string(rig.journals().join("nvram")).unwrap();
     assert!(note.ends_with("/aside\n"), "{note}");
+}
+
+/// Its own source fails by itself.
+#[test]
+fn a_folder_that_cannot_be_read_is_in_nobody_elses_way() {
+    let rig = Rig::new();
+    rig.source();
+    let beta = rig.journals().join("beta");
+    std::fs::create_dir(&beta).unwrap();
+    std::fs::write(beta.join("state"), vec![7; 2 * BLOCK_BYTES]).unwrap();
+    let frame = frames(Fill(1), 0, Mark::default(), 1);
+    let of =
+        |log: &Log, source| SlotHead { log: log.head().id, source, fill: Fill(1), start: 0, before: Mark::default() };
+    let log = rig.open(2).unwrap().unwrap();
+    fill_slot(&log, 0, of(&log, SOURCE), &frame);
+    drop(log);
+    let log = rig.open(2).unwrap().unwrap();
+    assert_eq!(rig.journal_file(1, 0, BLOCK_BYTES), frame);
+    // Some of the frames may be of that one.
+    fill_slot(&log, 0, of(&log, Id([9; 16])), &frame);
+    drop(log);
+    let error = rig.error(2);
+    assert!(error.contains("no folder here that can be read") && error.contains("beta/state"), "{error}");
+    open(Some(&rig.wanted), &rig.journals(), 2, true).unwrap().unwrap();
 }
 
 #[test]
