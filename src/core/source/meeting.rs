@@ -25,7 +25,8 @@ use std::cmp::Ordering;
 const REMEDY: &str = "If this source's volumes are right, remove the destination's folder of this source, and everything \
                       is copied again";
 
-/// Where runs of this source ended, by the frames that a start has found: the newest of these boundaries.
+/// Where runs of this source ended, by the frames that a start has found. There are two at the most: what a start finds in
+/// a half is sealed, and the next run goes on in the other.
 pub(super) fn ends_of_runs<'a>(frames: impl Iterator<Item = &'a Found>) -> Vec<Mark> {
     let mut ends: Vec<(u64, Mark)> = Vec::new();
     for Found { header, mark } in frames {
@@ -34,9 +35,7 @@ pub(super) fn ends_of_runs<'a>(frames: impl Iterator<Item = &'a Found>) -> Vec<M
             _ => ends.push((header.incarnation, *mark)),
         }
     }
-    // One more is the clean mark.
-    let newest = ends.len().saturating_sub(MAX_KNOWN_MARKS - 1);
-    ends.drain(newest..).map(|(_, end)| end).collect()
+    ends.into_iter().map(|(_, end)| end).collect()
 }
 
 impl Source {
@@ -58,8 +57,11 @@ impl Source {
             |known: &dyn Fn(Mark) -> bool| welcome.boundaries.iter().rev().find(|mark| known(**mark)).copied();
         let common = newest_of(&|mark| self.knows(mark));
         let known = newest_of(&|mark| self.superblock.known.contains(&mark));
-        // The journal says nothing of what was written past it: it is compared, as behind a boundary long gone.
-        let (common, known) = if self.superblock.unwatched { (None, known.or(common)) } else { (common, known) };
+        // The journal says nothing of what was written past it: it is compared, as behind a boundary long gone. Nobody wrote
+        // past it before all of it was clean; so whoever is beyond that is being brought what differs already.
+        let since = common.is_some_and(|mark| mark.seq > self.superblock.clean.seq);
+        let (common, known) =
+            if self.superblock.unwatched && !since { (None, known.or(common)) } else { (common, known) };
         let newest = welcome.boundaries.last().copied().unwrap_or(welcome.applied);
         let last_common =
             |mark: &Mark| *mark == newest || sings(Bug::ForgetRuns) || self.parts_at().any(|end| end == *mark);
@@ -129,8 +131,7 @@ impl Source {
             ),
             Action::CloseVague => format!(
                 "the destination holds {newest}, which isn't in this source's journal ({reach}), and where the two have \
-                 parted can't be told: this source was started more than {MAX_KNOWN_MARKS} times since, or the destination \
-                 is of a version that doesn't say. {REMEDY}"
+                 parted can't be told: it doesn't name what it was asked for, as if it were of an older version. {REMEDY}"
             ),
             Action::PartedApplied => format!(
                 "the destination applied {}, which this source never called complete ({reach}): the two have parted. \
@@ -158,11 +159,16 @@ impl Source {
         }
     }
 
-    /// Whether a boundary is one that the journal reaches back to.
-    /// What this source says of itself. The boundaries that it asks for stand where its superblock has those beyond its
-    /// journal, which are its own affair.
+    /// What this source says of itself. In the place of the boundaries beyond its journal it has those that it asks for:
+    /// those at which the two may have parted, and the newest ones of the former.
     pub fn hello(&self) -> Superblock {
-        Superblock { known: self.parts_at().collect(), ..self.superblock.clone() }
+        let mut known: Vec<Mark> = self.parts_at().collect();
+        if !sings(Bug::ForgetRuns) {
+            let beyond = self.superblock.known.iter().rev().filter(|mark| !known.contains(mark)).copied();
+            let beyond: Vec<Mark> = beyond.take(MAX_KNOWN_MARKS - known.len()).collect();
+            known.extend(beyond);
+        }
+        Superblock { known, ..self.superblock.clone() }
     }
 
     /// Boundaries at which a destination may have parted from this source.
@@ -171,6 +177,7 @@ impl Source {
         [self.superblock.clean].into_iter().chain(asked.iter().copied())
     }
 
+    /// Whether a boundary is one that the journal reaches back to.
     fn knows(&self, mark: Mark) -> bool {
         let same = |ours: Mark| ours.seq == mark.seq && ours.digest == mark.digest;
         let live = self.halves.iter().filter(|half| half.state != State::Clean);
@@ -202,6 +209,10 @@ impl Source {
             // It holds exactly what was here at that boundary, and the journal has what came behind.
             self.dirty.clear();
             self.superblock.known.clear();
+            if self.superblock.unwatched {
+                self.superblock.unwatched = false;
+                self.superblock_dirty = true;
+            }
             if !self.superblock.whole {
                 self.superblock.whole = true;
                 self.superblock_dirty = true;
