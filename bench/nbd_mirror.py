@@ -22,8 +22,6 @@ COMMAND_LIMIT_S = 300
 
 def serve_nbd_mirror(durability: str, environment: dict[str, str] | None = None, nvram: bool = False):
     """Both daemons with their defaults; only the durability, the environment and the shared log are chosen."""
-    prefix = ["env", *(f"{key}={value}" for key, value in environment.items())] if environment else []
-
     @contextmanager
     def serve(place: Place) -> Iterator[Service]:
         folder = place.fresh_folder()
@@ -31,13 +29,14 @@ def serve_nbd_mirror(durability: str, environment: dict[str, str] | None = None,
         nbd, source_admin, destination_admin = (place.socket(name) for name in ("nbd", "source", "destination"))
         destination = folder / "destination.toml"
         log = folder / "nvram" if nvram else None
-        destination.write_text(destination_config(address, folder / "journals", place.image, destination_admin, log))
+        images = {NAME: place.image}
+        destination.write_text(destination_config(address, folder / "journals", images, destination_admin, log))
         source = folder / "source.toml"
         journal = folder / "source.journal"
         source.write_text(source_config(durability, address, journal, place.volume, nbd, source_admin))
         with Crew(folder) as crew:
-            crew.start("destination", prefix + daemon("destination", destination), destination_admin)
-            server = crew.start("source", prefix + daemon("source", source), source_admin)
+            crew.start("destination", daemon("destination", destination, environment), destination_admin)
+            server = crew.start("source", daemon("source", source, environment), source_admin)
             server.wait_for(lambda: is_mirroring(source_admin), "its state is not mirroring", FIRST_SYNC_LIMIT_S)
             server.wait_for(nbd.exists, f"no socket {nbd}")
             yield Service([nbd_target(export_uri(nbd))], crew.servers, finish=lambda: finish(source_admin))
@@ -45,9 +44,10 @@ def serve_nbd_mirror(durability: str, environment: dict[str, str] | None = None,
     return serve
 
 
-def daemon(role: str, config: Path) -> list[str]:
-    """The command of one daemon."""
-    return [str(BINARY), role, "--config", str(config)]
+def daemon(role: str, config: Path, environment: dict[str, str] | None = None) -> list[str]:
+    """The command of one daemon; `environment` comes on top of ours."""
+    more = ["env", *(f"{key}={value}" for key, value in environment.items())] if environment else []
+    return [*more, str(BINARY), role, "--config", str(config)]
 
 
 def source_config(
@@ -59,12 +59,13 @@ def source_config(
     admin: Path,
     journal_size: str | None = None,
     timeout: str | None = None,
+    name: str = NAME,
 ) -> str:
     """source.toml. What isn't given keeps its default."""
     patience = f"timeout = {quoted(timeout)}\n" if timeout else ""
     size = f"size = {quoted(journal_size)}\n" if journal_size else ""
     return f"""\
-name = "{NAME}"
+name = {quoted(name)}
 durability = "{durability}"
 {patience}[journal]
 path = {quoted(journal)}
@@ -80,18 +81,20 @@ socket = {quoted(admin)}
 """
 
 
-def destination_config(address: str, journals: Path, image: Path, admin: Path, nvram: Path | None = None) -> str:
-    """destination.toml."""
+def destination_config(
+    address: str, journals: Path, images: dict[str, Path], admin: Path, nvram: Path | None = None
+) -> str:
+    """destination.toml. `images`: of each source by its name."""
     log = f"nvram = {quoted(nvram)}\n" if nvram else ""
+    sources = "".join(
+        f"[[source]]\nname = {quoted(name)}\n"
+        f"[[source.volume]]\nname = {quoted(EXPORT)}\nimage = {quoted(image)}\n"
+        for name, image in images.items()
+    )
     return f"""\
 listen = "{address}"
 journal_dir = {quoted(journals)}
-{log}[[source]]
-name = "{NAME}"
-[[source.volume]]
-name = "{EXPORT}"
-image = {quoted(image)}
-[admin]
+{log}{sources}[admin]
 socket = {quoted(admin)}
 """
 

@@ -18,9 +18,9 @@ from statistics import median
 import fio
 import machine
 from jobs import WRITE_1, WRITE_1M
-from nbd_mirror import FIRST_SYNC_LIMIT_S, daemon, free_port, is_mirroring, quoted
+from nbd_mirror import FIRST_SYNC_LIMIT_S, daemon, destination_config, free_port, is_mirroring, source_config
 from on_memory import ASSUME_PMEM
-from peers import EXPORT, export_uri
+from peers import export_uri
 from place import preallocate
 from report import replace_summary, table
 from service import Crew
@@ -50,51 +50,23 @@ class Found:
 def serve(memory: Path, disk: Path, log: bool) -> Iterator[dict[str, Path]]:
     """Both sources and their destination; gives the sockets of the sources."""
     address = f"127.0.0.1:{free_port()}"
-    prefix = ["env", *(f"{key}={value}" for key, value in ASSUME_PMEM.items())]
     names = (BUSY, QUIET)
-    destination = memory / "destination.toml"
-    destination.write_text(destination_config(memory, disk, address, names, log))
+    config, admin = memory / "destination.toml", memory / "destination.admin"
+    images = {name: memory / f"{name}.image" for name in names}
+    config.write_text(destination_config(address, disk / "journals", images, admin, memory / "log" if log else None))
     sockets = {name: memory / f"{name}.nbd" for name in names}
     with Crew(memory) as crew:
-        crew.start("destination", daemon("destination", destination), memory / "destination.admin")
+        crew.start("destination", daemon("destination", config), admin)
         for name in names:
             config, admin = memory / f"{name}.toml", memory / f"{name}.admin"
-            config.write_text(source_config(memory, address, name))
-            server = crew.start(name, prefix + daemon("source", config), admin)
+            journal, volume = (memory / f"{name}.{kind}" for kind in ("journal", "volume"))
+            config.write_text(
+                source_config("always", address, journal, volume, sockets[name], admin, JOURNAL, name=name)
+            )
+            server = crew.start(name, daemon("source", config, ASSUME_PMEM), admin)
             server.wait_for(lambda: is_mirroring(admin), "its state is not mirroring", FIRST_SYNC_LIMIT_S)
             server.wait_for(sockets[name].exists, f"no socket {sockets[name]}")
         yield sockets
-
-
-def destination_config(memory: Path, disk: Path, address: str, names: tuple[str, ...], log: bool) -> str:
-    """destination.toml."""
-    lines = [f"listen = {quoted(address)}", f"journal_dir = {quoted(disk / 'journals')}"]
-    lines += [f"nvram = {quoted(memory / 'log')}"] if log else []
-    for name in names:
-        image = quoted(memory / f"{name}.image")
-        lines += ["[[source]]", f"name = {quoted(name)}"]
-        lines += ["[[source.volume]]", f"name = {quoted(EXPORT)}", f"image = {image}"]
-    return "\n".join([*lines, "[admin]", f"socket = {quoted(memory / 'destination.admin')}", ""])
-
-
-def source_config(memory: Path, address: str, name: str) -> str:
-    """source.toml."""
-    return f"""\
-name = {quoted(name)}
-durability = "always"
-[journal]
-path = {quoted(memory / f"{name}.journal")}
-size = {quoted(JOURNAL)}
-[[volume]]
-name = {quoted(EXPORT)}
-device = {quoted(memory / f"{name}.volume")}
-[nbd]
-listen = [{quoted(f"unix:{memory / f'{name}.nbd'}")}]
-[destination]
-address = {quoted(address)}
-[admin]
-socket = {quoted(memory / f"{name}.admin")}
-"""
 
 
 def measure(case: str, log: bool, options: argparse.Namespace, seed: int) -> Found:

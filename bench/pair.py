@@ -11,7 +11,7 @@ from pathlib import Path
 import admin
 from fio import nbd_target
 from interrupt import held
-from nbd_mirror import daemon, destination_config, free_port, source_config
+from nbd_mirror import NAME, daemon, destination_config, free_port, source_config
 from peers import EXPORT, export_uri
 from place import Place
 from processes import Server, ServerFailed
@@ -69,7 +69,7 @@ class Pair(ExitStack):
         reached = f"127.0.0.1:{self.relay.port}" if self.relay else address
         layout = self.layout
         (self.folder / "destination.toml").write_text(
-            destination_config(address, layout.journals, layout.image, self.destination_admin)
+            destination_config(address, layout.journals, {NAME: layout.image}, self.destination_admin)
         )
         (self.folder / "source.toml").write_text(
             source_config(

@@ -87,6 +87,17 @@ impl Findings {
         }
     }
 
+    /// Two that have a disk in common, if they have, and what comes of it.
+    fn shared(&mut self, one: &Looked, other: &Looked, effect: &str, remedy: &str) {
+        let (Some(ours), Some(theirs)) = (&one.ground, &other.ground) else { return };
+        let (what, on) = match ours.shared(theirs) {
+            None => return,
+            Some(Shared::FileSystem) => ("same_file_system", "on one file system".to_owned()),
+            Some(Shared::Disks(disks)) => ("same_disk", format!("both on {}", disks.join(", "))),
+        };
+        self.warn(what, format!("{} and {} are {on}: {effect}", one.words(), other.words()), remedy);
+    }
+
     pub(super) fn unreachable(&mut self, address: &HostPort, why: &str) {
         self.warn(
             "unreachable",
@@ -113,40 +124,19 @@ pub(super) fn sharing(findings: &mut Findings, looked: &[Looked]) {
     for (log, other) in
         logs().flat_map(|log| looked.iter().filter(|other| !other.part.is_log()).map(move |other| (log, other)))
     {
-        let (Some(ours), Some(theirs)) = (&log.ground, &other.ground) else { continue };
-        let (log, kind) = (log.words(), if other.part == Part::Image { "applied" } else { "flushed" });
+        let kind = if other.part == Part::Image { "applied" } else { "flushed" };
         let slow = format!("while a half is {kind}, answers wait for the same disk, and what breaks it takes both");
-        match ours.shared(theirs) {
-            None => {}
-            Some(Shared::FileSystem) => findings.warn(
-                "same_file_system",
-                format!("{log} and {} are on one file system: {slow}", other.words()),
-                "put the journal on a disk of its own",
-            ),
-            Some(Shared::Disks(disks)) => findings.warn(
-                "same_disk",
-                format!("{log} and {} are both on {}: {slow}", other.words(), disks.join(", ")),
-                "put the journal on a disk of its own",
-            ),
-        }
+        findings.shared(log, other, &slow, "put the journal on a disk of its own");
     }
 }
 
 /// A log gains nothing on the disk of what it is to be faster than.
 pub(super) fn log_sharing(findings: &mut Findings, log: &Looked, others: &[Looked]) {
-    let Some(ours) = &log.ground else { return };
     for other in others.iter().filter(|other| other.part == Part::JournalFiles) {
-        let Some(shared) = other.ground.as_ref().and_then(|theirs| ours.shared(theirs)) else { continue };
-        let (what, on) = match shared {
-            Shared::FileSystem => ("same_file_system", "on one file system".to_owned()),
-            Shared::Disks(disks) => ("same_disk", format!("both on {}", disks.join(", "))),
-        };
-        findings.warn(
-            what,
-            format!(
-                "the NVRAM log and {} are {on}: each frame is written to it twice, and nothing is faster",
-                other.words()
-            ),
+        findings.shared(
+            log,
+            other,
+            "each frame is written to it twice, and nothing is faster",
             "put the log on non-volatile memory, or leave it out",
         );
     }

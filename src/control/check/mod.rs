@@ -245,7 +245,7 @@ impl Check {
                 config.sources.len()
             ));
         }
-        self.findings.sparse(&log, std::slice::from_ref(&log.path.clone()));
+        self.findings.sparse(&log, std::slice::from_ref(&log.path));
         let measured = if is_device {
             Err("what is on a device isn't written to".to_owned())
         } else {

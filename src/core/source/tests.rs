@@ -1,7 +1,8 @@
 use super::*;
 use crate::core::index::Found;
 use crate::core::policy::OnDisconnect;
-use crate::format::frame::{Kind, RECORD_COPY, RECORD_FUA, Record};
+use crate::core::recovery::Found as Stored;
+use crate::format::frame::{FLAG_STABLE, Header, Kind, RECORD_COPY, RECORD_FUA, Record};
 use crate::format::ids::{Digest, Id};
 use crate::format::ping::Ping;
 use crate::format::superblock::{Role, Volume};
@@ -14,6 +15,25 @@ mod runs;
 mod word;
 
 const NOW: Duration = Duration::from_secs(100);
+
+/// A frame of one block that a start has found: the run that made it, and its only record.
+fn stored(run: u64, fill: u64, index: u64, seq: u64) -> Stored {
+    let header = Header {
+        flags: FLAG_STABLE,
+        source: Id([1; 16]),
+        epoch: Epoch(1),
+        incarnation: run,
+        fill: Fill(fill),
+        position: index * 8192,
+        first: Seq(seq),
+        committed: Seq(0),
+        stable_here: Seq(0),
+        previous: Digest(seq - 1),
+        payload_bytes: 4096,
+        count: 1,
+    };
+    Stored { header, mark: Mark { fill: Fill(fill), seq: Seq(seq), digest: Digest(seq) } }
+}
 
 /// Header blocks get a place each, far from the payloads'.
 struct Blocks(u64);

@@ -1,34 +1,15 @@
 //! A source that takes a promoted destination's place, of which two fills weren't applied.
 
 use super::*;
-use crate::core::recovery::Found as Stored;
-use crate::format::frame::{FLAG_STABLE, Header};
 
 /// The last boundary that was held.
 const HELD: Mark = Mark { fill: Fill(6), seq: Seq(12), digest: Digest(12) };
 /// What wasn't applied: a fill and a place on the volume for each frame of one write, from record 9 on.
 const LEFT: [(u64, u64); 4] = [(5, 0), (5, 4096), (6, 4096), (6, 8192)];
 
-fn stored(fill: u64, index: u64, seq: u64) -> Stored {
-    let header = Header {
-        flags: FLAG_STABLE,
-        source: Id([1; 16]),
-        epoch: Epoch(1),
-        incarnation: 1,
-        fill: Fill(fill),
-        position: index * 8192,
-        first: Seq(seq),
-        committed: Seq(0),
-        stable_here: Seq(0),
-        previous: Digest(seq - 1),
-        payload_bytes: 4096,
-        count: 1,
-    };
-    Stored { header, mark: Mark { fill: Fill(fill), seq: Seq(seq), digest: Digest(seq) } }
-}
-
 fn left() -> Recovered {
-    let (first, second) = (vec![stored(5, 0, 9), stored(5, 1, 10)], vec![stored(6, 0, 11), stored(6, 1, 12)]);
+    let (first, second) =
+        (vec![stored(1, 5, 0, 9), stored(1, 5, 1, 10)], vec![stored(1, 6, 0, 11), stored(1, 6, 1, 12)]);
     Recovered { first, second, end: HELD, stale: Vec::new() }
 }
 
@@ -48,7 +29,7 @@ fn entry(fill: u64, index: usize, offset: u64) -> (Place, Vec<Entry>) {
 
 /// A start of it, with what its own journal holds: frames of fill 7, each a write of the volume's second block.
 fn heir(state: Superblock, own: usize) -> Rig {
-    let first: Vec<_> = (0..own).map(|index| stored(7, index as u64, 13 + index as u64)).collect();
+    let first: Vec<_> = (0..own).map(|index| stored(1, 7, index as u64, 13 + index as u64)).collect();
     let end = first.last().map_or(HELD, |frame| frame.mark);
     let own = Recovered { first, end, ..Recovered::default() };
     let shape = shape(Durability::Always, false);

@@ -1,33 +1,14 @@
 //! Where earlier runs of a source ended is where a destination may have parted from it.
 
 use super::*;
-use crate::core::recovery::Found;
-use crate::format::frame::Header;
 use crate::limits::MAX_KNOWN_MARKS;
 
 /// Frames of two runs, of which the first one's end was torn off.
 #[test]
 fn a_hello_asks_for_where_earlier_runs_ended_and_nothing_else_is_resumed_at() {
-    let found = |number: u64, incarnation: u64, fill: u64, position: u64| {
-        let header = Header {
-            flags: 0,
-            source: Id([1; 16]),
-            epoch: Epoch(1),
-            incarnation,
-            fill: Fill(fill),
-            position,
-            first: Seq(number),
-            committed: Seq(0),
-            stable_here: Seq(0),
-            previous: Digest(number),
-            payload_bytes: 0,
-            count: 1,
-        };
-        Found { header, mark: Mark { fill: Fill(fill), seq: Seq(number), digest: Digest(number + 1) } }
-    };
-    let first = vec![found(1, 1, 1, 0), found(2, 1, 1, 4096)];
-    let second = vec![found(3, 2, 2, 0), found(4, 2, 2, 4096)];
-    let marks: Vec<Mark> = first.iter().chain(&second).map(|found| found.mark).collect();
+    let first = vec![stored(1, 1, 0, 1), stored(1, 1, 1, 2)];
+    let second = vec![stored(2, 2, 0, 3), stored(2, 2, 1, 4)];
+    let marks: Vec<Mark> = first.iter().chain(&second).map(|frame| frame.mark).collect();
     let recovered = Recovered { first, second, end: marks[3], stale: vec![] };
     let gone = |number: u64| Mark { fill: Fill(0), seq: Seq(0), digest: Digest(1000 + number) };
     let known = (0..MAX_KNOWN_MARKS as u64).map(gone).collect();
